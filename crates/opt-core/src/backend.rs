@@ -1,0 +1,162 @@
+//! What a backend does: compile graphs and run them.
+
+use std::sync::Arc;
+
+use crate::graph::{Bindings, Symbol};
+use crate::{Graph, Result, Tensor, ValueId};
+
+/// How to compile a graph.
+#[derive(Debug, Clone, Default)]
+#[non_exhaustive]
+pub struct CompileSpec {
+    /// The sizes of symbolic dimensions; all have to be bound.
+    pub bindings: Bindings,
+}
+
+impl CompileSpec {
+    /// A spec that binds nothing.
+    pub fn new() -> CompileSpec {
+        CompileSpec::default()
+    }
+
+    /// Binds a symbolic dimension to a size.
+    #[must_use]
+    pub fn bind(mut self, symbol: impl AsRef<str>, size: usize) -> CompileSpec {
+        self.bindings.insert(Symbol::new(symbol), size);
+        self
+    }
+}
+
+/// Compiles graphs for a processor.
+pub trait Backend: Send + Sync + std::fmt::Debug {
+    /// Its name.
+    fn name(&self) -> &str;
+
+    /// Compiles a graph for bound shapes: all that does not depend on the inputs' content is
+    /// done here, once.
+    ///
+    /// # Errors
+    /// If a dimension is unbound or an op is not supported; the path names the node.
+    fn compile(&self, graph: &Graph, spec: &CompileSpec) -> Result<Arc<dyn Executable>>;
+
+    /// Compiles, runs once and drops everything; for tests and one-off work.
+    ///
+    /// # Errors
+    /// Those of compiling and running.
+    fn run_once(&self, graph: &Graph, inputs: &[Tensor]) -> Result<Vec<Tensor>> {
+        let spec = CompileSpec {
+            bindings: bindings_of(graph, inputs)?,
+        };
+        self.compile(graph, &spec)?.session()?.run(inputs)
+    }
+}
+
+/// The bindings under which a graph takes these inputs.
+///
+/// # Errors
+/// If the number, a rank, a dtype or a fixed size of the inputs is not the graph's, or a symbol
+/// would need two sizes.
+pub fn bindings_of(graph: &Graph, inputs: &[Tensor]) -> Result<Bindings> {
+    use crate::{Dim, Error};
+    if inputs.len() != graph.inputs().len() {
+        return Err(Error::invalid(format!(
+            "the graph `{}` takes {} inputs, {} were given",
+            graph.name(),
+            graph.inputs().len(),
+            inputs.len()
+        )));
+    }
+    let mut bindings = Bindings::new();
+    for (&id, tensor) in graph.inputs().iter().zip(inputs) {
+        let value = graph.value(id);
+        let fail = || {
+            Error::shape(format!(
+                "expected {}, found {}{:?}",
+                value.ty(),
+                tensor.dtype(),
+                tensor.shape()
+            ))
+            .at(value.name().to_string())
+        };
+        if value.ty().dtype != tensor.dtype() || value.ty().rank() != tensor.rank() {
+            return Err(fail());
+        }
+        for (dim, &size) in value.ty().shape.dims().iter().zip(tensor.shape()) {
+            match dim {
+                Dim::Symbol(s) => {
+                    if *bindings.entry(s.clone()).or_insert(size) != size {
+                        return Err(fail());
+                    }
+                }
+                Dim::Fixed(n) if *n != size => return Err(fail()),
+                _ => {}
+            }
+        }
+    }
+    Ok(bindings)
+}
+
+/// A compiled graph: the plan and packed weights, shared between threads.
+pub trait Executable: Send + Sync + std::fmt::Debug {
+    /// Starts a session: the buffers and variables of one user of the executable.
+    ///
+    /// # Errors
+    /// If memory cannot be had.
+    fn session(&self) -> Result<Box<dyn Session>>;
+
+    /// What was compiled: one row a step.
+    fn steps(&self) -> Vec<Step>;
+}
+
+/// A step of an executable, for profiles and tests.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub struct Step {
+    /// What runs, such as `conv+relu` or `qconv`.
+    pub kernel: String,
+    /// The names of the graph's nodes that it covers.
+    pub nodes: Vec<String>,
+}
+
+impl Step {
+    /// A step from the kernel's name and the nodes it covers.
+    pub fn new(kernel: impl Into<String>, nodes: Vec<String>) -> Step {
+        Step {
+            kernel: kernel.into(),
+            nodes,
+        }
+    }
+}
+
+/// One user of an executable: its buffers and the current content of its variables.
+pub trait Session: Send {
+    /// Runs the graph: inputs in the graph's order, outputs likewise. Assignments take effect at
+    /// the end; after an error the variables are as before.
+    ///
+    /// # Errors
+    /// If an input's type is not what was compiled, or an index in the data is out of range.
+    fn run(&mut self, inputs: &[Tensor]) -> Result<Vec<Tensor>> {
+        let mut outputs = Vec::new();
+        self.run_into(inputs, &mut outputs)?;
+        Ok(outputs)
+    }
+
+    /// As [`Session::run`], reusing the buffers of the tensors in `outputs`, which it replaces:
+    /// a loop that passes the same vector again does not allocate.
+    ///
+    /// # Errors
+    /// As [`Session::run`].
+    fn run_into(&mut self, inputs: &[Tensor], outputs: &mut Vec<Tensor>) -> Result<()>;
+
+    /// The current content of a variable.
+    ///
+    /// # Errors
+    /// If the compiled graph has no such variable.
+    fn variable(&self, id: ValueId) -> Result<Tensor>;
+
+    /// Replaces the content of a variable.
+    ///
+    /// # Errors
+    /// If there is no such variable, or the type differs.
+    fn set_variable(&mut self, id: ValueId, content: &Tensor) -> Result<()>;
+}

@@ -1,0 +1,266 @@
+//! Building graphs node by node.
+
+use std::collections::{HashMap, HashSet};
+
+use super::{Graph, Node, NodeId, TensorType, Value, ValueId, ValueKind};
+use crate::ops::Op;
+use crate::{DType, Error, ErrorKind, Result, ResultExt, Tensor};
+
+/// Adds inputs, variables and nodes to a graph.
+///
+/// The methods for ops ([`matmul`](GraphBuilder::matmul), [`conv`](GraphBuilder::conv), ..) stand
+/// beside the ops they add, in [`ops`](crate::ops). All infer the type of the result at once, so
+/// a mismatch is an error at the call that makes it.
+#[derive(Debug)]
+pub struct GraphBuilder {
+    pub(crate) graph: Graph,
+    names: HashSet<String>,
+    counters: HashMap<String, usize>,
+    scope: Vec<String>,
+}
+
+impl GraphBuilder {
+    /// Starts an empty graph.
+    pub fn new(name: impl Into<String>) -> GraphBuilder {
+        GraphBuilder::extend(Graph {
+            name: name.into(),
+            ..Graph::default()
+        })
+    }
+
+    /// Goes on with an existing graph; ids stay valid.
+    pub fn extend(graph: Graph) -> GraphBuilder {
+        let mut names: HashSet<String> = graph.values().map(|(_, v)| v.name.clone()).collect();
+        names.extend(graph.nodes().map(|(_, n)| n.name.clone()));
+        GraphBuilder {
+            graph,
+            names,
+            counters: HashMap::new(),
+            scope: Vec::new(),
+        }
+    }
+
+    /// The graph so far.
+    pub fn graph(&self) -> &Graph {
+        &self.graph
+    }
+
+    /// The graph so far, for metadata, facts and variable contents.
+    pub fn graph_mut(&mut self) -> &mut Graph {
+        &mut self.graph
+    }
+
+    /// Verifies the graph and hands it out.
+    ///
+    /// # Errors
+    /// If the graph is not valid; see [`Graph::verify`].
+    pub fn finish(self) -> Result<Graph> {
+        self.graph.verify()?;
+        Ok(self.graph)
+    }
+
+    /// Hands the graph out without a check, for callers that go on rewriting.
+    pub fn into_graph(self) -> Graph {
+        self.graph
+    }
+
+    /// Runs `build` with a name put before the names of all that it adds: `scope.name`.
+    ///
+    /// # Errors
+    /// Those of `build`, at the scope's name.
+    pub fn scope<T>(
+        &mut self,
+        name: impl Into<String>,
+        build: impl FnOnce(&mut GraphBuilder) -> Result<T>,
+    ) -> Result<T> {
+        let name = name.into();
+        self.scope.push(name.clone());
+        let result = build(self);
+        self.scope.pop();
+        result.at(|| name)
+    }
+
+    fn scoped(&self, name: &str) -> String {
+        if self.scope.is_empty() {
+            name.to_string()
+        } else {
+            format!("{}.{name}", self.scope.join("."))
+        }
+    }
+
+    /// A name that is not in use yet, made from `base` within the scope.
+    fn fresh(&mut self, base: &str) -> String {
+        let base = self.scoped(base);
+        if self.names.insert(base.clone()) {
+            return base;
+        }
+        let counter = self.counters.entry(base.clone()).or_insert(0);
+        loop {
+            *counter += 1;
+            let name = format!("{base}_{counter}");
+            if self.names.insert(name.clone()) {
+                return name;
+            }
+        }
+    }
+
+    fn claim(&mut self, name: &str) -> Result<String> {
+        let name = self.scoped(name);
+        if !self.names.insert(name.clone()) {
+            return Err(Error::new(
+                ErrorKind::InvalidGraph,
+                format!("the name `{name}` is taken"),
+            ));
+        }
+        Ok(name)
+    }
+
+    pub(crate) fn push_value(&mut self, name: String, ty: TensorType, kind: ValueKind) -> ValueId {
+        let id = ValueId(u32::try_from(self.graph.values.len()).expect("fewer than 2^32 values"));
+        self.graph.values.push(Some(Value { name, ty, kind }));
+        id
+    }
+
+    /// Adds an input.
+    ///
+    /// # Errors
+    /// If the name is taken.
+    pub fn input(&mut self, name: &str, ty: TensorType) -> Result<ValueId> {
+        let name = self.claim(name)?;
+        let id = self.push_value(name, ty, ValueKind::Input);
+        self.graph.inputs.push(id);
+        Ok(id)
+    }
+
+    /// Adds a variable: a parameter or other state, with its initial content.
+    ///
+    /// # Errors
+    /// If the name is taken.
+    pub fn variable(&mut self, name: &str, content: Tensor) -> Result<ValueId> {
+        let name = self.claim(name)?;
+        let ty = TensorType::new(content.dtype(), content.shape());
+        Ok(self.push_value(name, ty, ValueKind::Variable(content)))
+    }
+
+    /// Adds a constant.
+    pub fn constant(&mut self, content: impl Into<Tensor>) -> ValueId {
+        self.named_constant("const", content)
+    }
+
+    /// Adds a constant whose name starts with `base`.
+    pub fn named_constant(&mut self, base: &str, content: impl Into<Tensor>) -> ValueId {
+        let content = content.into();
+        let name = self.fresh(base);
+        let ty = TensorType::new(content.dtype(), content.shape());
+        self.push_value(name, ty, ValueKind::Constant(content))
+    }
+
+    /// Adds a rank-0 constant of a dtype.
+    ///
+    /// # Errors
+    /// None for the dtypes that exist today.
+    pub fn scalar(&mut self, dtype: DType, value: f64) -> Result<ValueId> {
+        Ok(self.constant(Tensor::full(dtype, [], value)?))
+    }
+
+    /// Adds a rank-0 constant of the dtype of a value.
+    ///
+    /// # Errors
+    /// None for the dtypes that exist today.
+    pub fn scalar_like(&mut self, value: ValueId, content: f64) -> Result<ValueId> {
+        let dtype = self.type_of(value).dtype;
+        self.scalar(dtype, content)
+    }
+
+    /// Makes a value an output under a name.
+    ///
+    /// # Errors
+    /// If there is an output of that name.
+    pub fn output(&mut self, name: &str, value: ValueId) -> Result<()> {
+        if self.graph.outputs.iter().any(|(n, _)| n == name) {
+            return Err(Error::new(
+                ErrorKind::InvalidGraph,
+                format!("there is an output `{name}` already"),
+            ));
+        }
+        self.graph.outputs.push((name.to_string(), value));
+        Ok(())
+    }
+
+    /// Removes all outputs, to give the graph other ones.
+    pub fn clear_outputs(&mut self) {
+        self.graph.outputs.clear();
+    }
+
+    /// The type of a value.
+    ///
+    /// # Panics
+    /// If the id is not of this graph.
+    pub fn type_of(&self, value: ValueId) -> &TensorType {
+        self.graph.type_of(value)
+    }
+
+    /// Adds a node and returns its outputs.
+    ///
+    /// # Errors
+    /// If the op does not take these inputs; the path names the node.
+    pub fn node(&mut self, op: impl Into<Op>, inputs: &[ValueId]) -> Result<Vec<ValueId>> {
+        let op = op.into();
+        let base = op.name().to_lowercase();
+        self.named_node(&base, op, inputs)
+    }
+
+    /// Adds a node under a name that starts with `base` and returns its outputs.
+    ///
+    /// # Errors
+    /// As [`GraphBuilder::node`].
+    pub fn named_node(
+        &mut self,
+        base: &str,
+        op: impl Into<Op>,
+        inputs: &[ValueId],
+    ) -> Result<Vec<ValueId>> {
+        let op = op.into();
+        let mut types = Vec::with_capacity(inputs.len());
+        for &v in inputs {
+            let value = self.graph.get(v).ok_or_else(|| {
+                Error::new(ErrorKind::InvalidGraph, format!("no value {v:?}"))
+                    .at(format!("{base} ({})", op.name()))
+            })?;
+            types.push(value.ty.clone());
+        }
+        let outputs = op
+            .rules()
+            .infer(&types)
+            .at(|| format!("{} ({})", self.scoped(base), op.name()))?;
+        let name = self.fresh(base);
+        let node = NodeId(u32::try_from(self.graph.nodes.len()).expect("fewer than 2^32 nodes"));
+        let many = outputs.len() > 1;
+        let mut ids = Vec::with_capacity(outputs.len());
+        for (index, ty) in outputs.into_iter().enumerate() {
+            let label = if many {
+                format!("{name}:{index}")
+            } else {
+                format!("{name}:out")
+            };
+            self.names.insert(label.clone());
+            ids.push(self.push_value(label, ty, ValueKind::Result { node, index }));
+        }
+        self.graph.nodes.push(Some(Node {
+            name,
+            op,
+            inputs: inputs.to_vec(),
+            outputs: ids.clone(),
+        }));
+        self.graph.order.push(node);
+        Ok(ids)
+    }
+
+    /// Adds a node and returns its first output.
+    ///
+    /// # Errors
+    /// As [`GraphBuilder::node`].
+    pub fn op(&mut self, op: impl Into<Op>, inputs: &[ValueId]) -> Result<ValueId> {
+        Ok(self.node(op, inputs)?[0])
+    }
+}

@@ -1,0 +1,156 @@
+//! Rewriting graphs.
+
+use std::collections::HashMap;
+use std::ops::{Deref, DerefMut};
+
+use super::{Graph, GraphBuilder, NodeId, ValueId};
+use crate::{Error, ErrorKind, Result};
+
+/// A rewrite: new nodes are added beside the old ones, values are replaced by others, and
+/// [`GraphPatch::finish`] applies it all at once, drops what became dead, sorts and verifies.
+///
+/// While it is built the patch shows the graph as it was, so that a rule cannot trip over the
+/// half-done work of another.
+///
+/// ```
+/// use opt_core::{DType, Graph, GraphBuilder, GraphPatch, TensorType, ops::Op};
+///
+/// # fn main() -> opt_core::Result<()> {
+/// let mut b = GraphBuilder::new("twice");
+/// let x = b.input("x", TensorType::new(DType::F32, [2]))?;
+/// let y = b.add(x, x)?;
+/// b.output("y", y)?;
+///
+/// let mut patch = GraphPatch::new(b.finish()?);
+/// let two = patch.scalar_like(x, 2.0)?;
+/// let doubled = patch.mul(x, two)?;
+/// patch.replace(y, doubled)?;
+/// let graph = patch.finish()?;
+/// assert_eq!(graph.nodes().count(), 1);
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug)]
+pub struct GraphPatch {
+    builder: GraphBuilder,
+    replaced: HashMap<ValueId, ValueId>,
+    removed: Vec<NodeId>,
+    new_from: usize,
+}
+
+impl GraphPatch {
+    /// Starts a rewrite of a graph.
+    pub fn new(graph: Graph) -> GraphPatch {
+        GraphPatch {
+            new_from: graph.nodes.len(),
+            builder: GraphBuilder::extend(graph),
+            replaced: HashMap::new(),
+            removed: Vec::new(),
+        }
+    }
+
+    /// Lets everything that used `old` (old nodes and outputs, not the nodes of this patch) use
+    /// `new`. Facts on `old` do not move.
+    ///
+    /// # Errors
+    /// If the types differ or `old` is replaced already.
+    pub fn replace(&mut self, old: ValueId, new: ValueId) -> Result<()> {
+        let (a, b) = (self.type_of(old).clone(), self.type_of(new).clone());
+        if a != b {
+            return Err(Error::shape(format!(
+                "cannot replace `{}` ({a}) by a value of type {b}",
+                self.graph().value(old).name
+            )));
+        }
+        self.replace_any(old, new)
+    }
+
+    /// [`GraphPatch::replace`] where the type may change; the types of what follows are inferred
+    /// again.
+    ///
+    /// # Errors
+    /// If `old` is replaced already.
+    pub fn replace_any(&mut self, old: ValueId, new: ValueId) -> Result<()> {
+        if self.replaced.insert(old, new).is_some() {
+            return Err(Error::new(
+                ErrorKind::InvalidGraph,
+                format!("`{}` is replaced twice", self.graph().value(old).name),
+            ));
+        }
+        Ok(())
+    }
+
+    /// Removes a node that nothing needs any more although it is a root, such as an assignment.
+    pub fn remove_node(&mut self, node: NodeId) {
+        self.removed.push(node);
+    }
+
+    /// Whether the patch changes nothing yet.
+    pub fn is_empty(&self) -> bool {
+        self.replaced.is_empty()
+            && self.removed.is_empty()
+            && self.builder.graph.nodes.len() == self.new_from
+    }
+
+    /// Applies the rewrite.
+    ///
+    /// # Errors
+    /// If the result is not a valid graph.
+    pub fn finish(self) -> Result<Graph> {
+        let GraphPatch {
+            builder,
+            replaced,
+            removed,
+            new_from,
+        } = self;
+        let mut graph = builder.into_graph();
+        let resolve = |mut v: ValueId| -> Result<ValueId> {
+            let mut steps = 0;
+            while let Some(&n) = replaced.get(&v) {
+                v = n;
+                steps += 1;
+                if steps > replaced.len() {
+                    return Err(Error::new(
+                        ErrorKind::InvalidGraph,
+                        "values replace each other in a circle",
+                    ));
+                }
+            }
+            Ok(v)
+        };
+        for (i, node) in graph.nodes.iter_mut().enumerate() {
+            let Some(node) = node else { continue };
+            for input in &mut node.inputs {
+                // A new node that reads the value it stands for must go on reading the old one.
+                if i < new_from {
+                    *input = resolve(*input)?;
+                }
+            }
+        }
+        for (_, v) in &mut graph.outputs {
+            *v = resolve(*v)?;
+        }
+        graph.order.retain(|n| !removed.contains(n));
+        for n in removed {
+            graph.nodes[n.index()] = None;
+        }
+        graph.remove_dead(true);
+        graph.sort()?;
+        graph.infer_types()?;
+        graph.verify()?;
+        Ok(graph)
+    }
+}
+
+impl Deref for GraphPatch {
+    type Target = GraphBuilder;
+    fn deref(&self) -> &GraphBuilder {
+        &self.builder
+    }
+}
+
+impl DerefMut for GraphPatch {
+    fn deref_mut(&mut self) -> &mut GraphBuilder {
+        &mut self.builder
+    }
+}

@@ -1,0 +1,1 @@
+//! Data sets, batches, transforms and augmentation for the opt model-optimization libraries.

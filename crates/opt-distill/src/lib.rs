@@ -1,0 +1,1 @@
+//! Knowledge distillation: teacher and student in one training graph.

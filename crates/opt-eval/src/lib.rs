@@ -1,0 +1,1 @@
+//! Metrics, cost, latency and before/after comparison of neural-network graphs.

@@ -1,0 +1,1 @@
+//! Unstructured and structured pruning of neural-network graphs: smaller, and physically so.

@@ -1,0 +1,1 @@
+//! One set of cases run against every backend of the opt libraries.

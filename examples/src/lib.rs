@@ -1,0 +1,1 @@
+//! Examples of the opt libraries; see the files beside `Cargo.toml`.
