@@ -6,6 +6,7 @@
 use std::fmt;
 
 use bytemuck::Pod;
+use opt_core::ops::UnaryOp;
 use opt_core::{DType, Result, Tensor, TensorType};
 
 /// An operand: contiguous, row-major.
@@ -74,6 +75,9 @@ pub(crate) struct CompileCx<'a> {
     pub(crate) outputs: &'a [TensorType],
     /// The content of inputs that are constant, to prepack or check.
     pub(crate) constants: &'a [Option<Tensor>],
+    /// Element-wise functions to apply to the output, in order, in the same pass over memory;
+    /// only for `conv` and `matmul` on `f32`, which take a bias as their third input too.
+    pub(crate) epilogue: &'a [UnaryOp],
     /// How many threads will run the kernel.
     pub(crate) threads: usize,
 }
