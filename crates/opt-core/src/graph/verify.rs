@@ -83,6 +83,10 @@ impl Graph {
                     return Err(bad(format!("`{}` is assigned twice", value.name)).at(at()));
                 }
             }
+            if cfg!(debug_assertions) {
+                let rules = node.op.rules().axes(&types, &inferred);
+                rules.check(&types, &inferred).at(at)?;
+            }
             if matches!(node.op, Op::Assign(_)) {
                 let target = self.value(node.inputs[0]);
                 if !matches!(target.kind, ValueKind::Variable(_)) {

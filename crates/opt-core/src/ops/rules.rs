@@ -138,6 +138,46 @@ impl AxisRules {
         rules
     }
 
+    /// Fails unless every axis of every input and output is linked, blocked or free, and every
+    /// axis named exists; [`Graph::verify`](crate::Graph::verify) calls it in debug builds.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidGraph`](crate::ErrorKind::InvalidGraph), naming the axis.
+    pub fn check(&self, inputs: &[TensorType], outputs: &[TensorType]) -> Result<()> {
+        let bad = |m: String| Error::new(crate::ErrorKind::InvalidGraph, m);
+        let dim = |(port, axis): (Port, usize)| {
+            let ty = match port {
+                Port::Input(i) => inputs.get(i),
+                Port::Output(o) => outputs.get(o),
+            };
+            ty.and_then(|ty| ty.shape.dims().get(axis))
+                .ok_or_else(|| bad(format!("an axis rule names {port:?} axis {axis}")))
+        };
+        let mut seen = std::collections::HashSet::new();
+        for link in &self.links {
+            let (a, b) = (dim(link.a)?, dim(link.b)?);
+            if link.map == IndexMap::Same && a != b {
+                return Err(bad(format!(
+                    "an axis rule links {:?} of size {a} to {:?} of size {b}",
+                    link.a, link.b
+                )));
+            }
+            seen.extend([link.a, link.b]);
+        }
+        for &axis in self.blocked.iter().chain(&self.free) {
+            dim(axis)?;
+            seen.insert(axis);
+        }
+        let inputs = inputs.iter().enumerate().map(|(i, t)| (Port::Input(i), t));
+        let outputs = outputs.iter().enumerate().map(|(o, t)| (Port::Output(o), t));
+        for (port, ty) in inputs.chain(outputs) {
+            if let Some(axis) = (0..ty.rank()).find(|&a| !seen.contains(&(port, a))) {
+                return Err(bad(format!("no axis rule for {port:?} axis {axis}")));
+            }
+        }
+        Ok(())
+    }
+
     /// Rules of an op of which nothing may be removed anywhere.
     pub fn blocked(inputs: &[TensorType], outputs: &[TensorType]) -> AxisRules {
         let mut rules = AxisRules::new();
