@@ -1,6 +1,9 @@
 //! Element-wise ops: unary functions and activations, binary arithmetic and comparison, choice,
 //! conversion.
 
+mod rules;
+pub(crate) use rules::numeric;
+
 use crate::{DType, GraphBuilder, Result, ValueId};
 
 /// An element-wise function of one input; see [`Unary`].
@@ -99,8 +102,12 @@ pub enum UnaryOp {
 }
 
 /// An element-wise function of one input. The output has the input's type, but boolean for
-/// [`UnaryOp::IsNan`] and [`UnaryOp::IsInf`]. All but `Neg`, `Abs`, `Sign` and `Not` take
+/// [`UnaryOp::IsNan`] and [`UnaryOp::IsInf`]. `Neg`, `Abs` and `Sign` take floating-point and
+/// (unpacked) integer inputs, `Neg` no unsigned ones; `Not` takes booleans; all others take
 /// floating-point inputs only.
+///
+/// Gradients follow PyTorch's conventions where a function has a kink. That of `Sign`, `Floor`,
+/// `Ceil` and `Round` is 0.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Unary {
     /// The function.
@@ -150,7 +157,11 @@ pub enum BinaryOp {
 }
 
 /// An element-wise function of two inputs of one dtype, broadcast by numpy's rules. Comparisons
-/// give booleans, `And`, `Or` and `Xor` take booleans.
+/// give booleans (`Equal` and `NotEqual` take them too), `And`, `Or` and `Xor` take booleans;
+/// packed 4-bit integers are not taken.
+///
+/// Where the incoming gradient is 0, division and power give a gradient of 0 even where their
+/// derivative is infinite.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Binary {
     /// The function.
@@ -162,8 +173,8 @@ pub struct Binary {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Where;
 
-/// Converts elements as [`Tensor::cast`](crate::Tensor::cast) does. Between floating-point types
-/// the gradient is the cast back; else there is none.
+/// Converts elements as [`Tensor::cast`](crate::Tensor::cast) does, neither from nor to packed
+/// dtypes. Between floating-point types the gradient is the cast back; else there is none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Cast {
     /// The dtype of the output.
@@ -402,7 +413,8 @@ impl GraphBuilder {
         self.mul(x, c)
     }
 
-    /// `min(max(x, low), high)`.
+    /// `min(max(x, low), high)`; at a bound half of the gradient passes, as [`BinaryOp::Max`]
+    /// has it.
     ///
     /// # Errors
     /// None for numeric dtypes.
@@ -413,4 +425,14 @@ impl GraphBuilder {
     }
 }
 
-crate::ops::rules::pending_rules!(Unary, Binary, Where, Cast);
+impl GraphBuilder {
+    /// A value of the same type with one number everywhere.
+    ///
+    /// # Errors
+    /// None for the dtypes that exist today.
+    pub fn full_like(&mut self, value: ValueId, content: f64) -> Result<ValueId> {
+        let shape = self.type_of(value).shape.clone();
+        let scalar = self.scalar_like(value, content)?;
+        self.expand(scalar, shape)
+    }
+}

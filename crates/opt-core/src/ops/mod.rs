@@ -19,6 +19,8 @@ mod reduce;
 pub(crate) mod rules;
 mod shape;
 mod state;
+#[cfg(test)]
+pub(crate) mod testing;
 
 use std::sync::Arc;
 

@@ -1,11 +1,13 @@
 //! Quantization: to an integer grid, back, and rounding to the grid in float.
 
-use crate::{DType, GraphBuilder, Result, ValueId};
+use super::rules::{arity, float, no_gradient, of_dtype, same_dtype};
+use super::{AxisRules, Cost, IndexMap, InputGrads, OpRules, Port, Vjp};
+use crate::{DType, Dim, Error, GraphBuilder, Result, Shape, Tensor, TensorType, ValueId};
 
 /// `clamp(round_half_even(x / scale) + zero_point)` to `dtype` (i8, u8, i4 or u4). Inputs: x,
-/// scale, zero point (of `dtype`); scale and zero point are scalars, or `[C]` along `axis`, or
-/// with `block` have x's shape with `axis` divided by the block. No gradient. Source: ONNX
-/// `QuantizeLinear`.
+/// scale (of x's dtype), zero point (of `dtype`); scale and zero point are scalars, or `[C]`
+/// along `axis`, or with `block` have x's shape with `axis` divided by the block, rounded up.
+/// No gradient. Source: ONNX `QuantizeLinear`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Quantize {
     /// The dtype of the output.
@@ -17,8 +19,8 @@ pub struct Quantize {
 }
 
 /// `(q - zero_point) * scale`. Inputs: q (i8, u8, i4, u4 or i32), scale, zero point (of q's
-/// dtype), shaped as for [`Quantize`]; the output has the scale's dtype. Source: ONNX
-/// `DequantizeLinear`.
+/// dtype), shaped as for [`Quantize`]; the output has the scale's dtype. The gradient by the
+/// scale is that of the formula. Source: ONNX `DequantizeLinear`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Dequantize {
     /// The axis of per-channel or blocked scales.
@@ -96,4 +98,306 @@ impl GraphBuilder {
     }
 }
 
-crate::ops::rules::pending_rules!(Quantize, Dequantize, FakeQuantize);
+/// Fails unless scale and zero point have the shape that goes with x, axis and block.
+fn parameters(inputs: &[TensorType], axis: Option<usize>, block: Option<usize>) -> Result<()> {
+    let x = &inputs[0];
+    let expected = match (axis, block) {
+        (None, None) => Shape::default(),
+        (None, Some(_)) => return Err(Error::invalid("a block needs an axis")),
+        (Some(axis), _) if axis >= x.rank() => {
+            return Err(Error::invalid(format!("axis {axis} of {x} does not exist")));
+        }
+        (Some(axis), None) => Shape::new([x.shape[axis].clone()]),
+        (Some(_), Some(0)) => return Err(Error::invalid("a block of no entries")),
+        (Some(axis), Some(block)) => {
+            let mut shape = x.shape.clone();
+            shape.dims_mut()[axis] = x.shape[axis].fixed()?.div_ceil(block).into();
+            shape
+        }
+    };
+    for (ty, what) in [(&inputs[1], "scale"), (&inputs[2], "zero point")] {
+        if ty.shape != expected {
+            return Err(Error::shape(format!(
+                "the {what} of {x} must have shape {expected} (axis {axis:?}, block {block:?}), \
+                 found {ty}"
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// Axes of the input are those of the output; the scale's follow the axis it stands along.
+fn axis_rules(inputs: &[TensorType], axis: Option<usize>, block: Option<usize>) -> AxisRules {
+    use Port::{Input, Output};
+    let mut rules = AxisRules::new();
+    for a in 0..inputs[0].rank() {
+        rules.same((Input(0), a), (Output(0), a));
+    }
+    for i in 1..3 {
+        match (axis, block) {
+            (Some(axis), None) => rules.same((Input(i), 0), (Input(0), axis)),
+            (Some(axis), Some(block)) => {
+                for a in (0..inputs[i].rank()).filter(|&a| a != axis) {
+                    rules.same((Input(i), a), (Input(0), a));
+                }
+                if inputs[0].shape[axis]
+                    .as_fixed()
+                    .is_some_and(|n| n % block == 0)
+                {
+                    let map = IndexMap::Merge { inner: block };
+                    rules.link((Input(i), axis), (Input(0), axis), map);
+                } else {
+                    rules.block((Input(i), axis));
+                    rules.block((Input(0), axis));
+                }
+            }
+            (None, _) => {}
+        }
+    }
+    rules
+}
+
+/// A per-channel parameter `[C]` shaped to broadcast along `axis` of a rank; a scalar as it is.
+fn along(b: &mut GraphBuilder, v: ValueId, axis: Option<usize>, rank: usize) -> Result<ValueId> {
+    let Some(axis) = axis else {
+        return Ok(v);
+    };
+    let mut shape: Shape = (0..rank).map(|_| Dim::from(1)).collect();
+    shape.dims_mut()[axis] = b.type_of(v).shape[0].clone();
+    b.reshape(v, shape)
+}
+
+/// The sum of a gradient over all entries that share a parameter.
+fn sum_to_parameter(
+    b: &mut GraphBuilder,
+    g: ValueId,
+    axis: Option<usize>,
+    block: Option<usize>,
+) -> Result<ValueId> {
+    let shape = b.type_of(g).shape.clone();
+    match (axis, block) {
+        (None, _) => b.sum_all(g),
+        (Some(axis), None) => {
+            let others: Vec<usize> = (0..shape.rank()).filter(|&a| a != axis).collect();
+            b.sum(g, &others, false)
+        }
+        (Some(axis), Some(block)) => {
+            let size = shape[axis].fixed()?;
+            if size % block != 0 {
+                return Err(Error::unsupported(format!(
+                    "the gradient by a scale whose block {block} does not divide the axis' \
+                     size {size}"
+                )));
+            }
+            let mut dims = shape.dims().to_vec();
+            dims.splice(axis..=axis, [(size / block).into(), block.into()]);
+            let blocks = b.reshape(g, dims)?;
+            b.sum(blocks, &[axis + 1], false)
+        }
+    }
+}
+
+impl OpRules for Quantize {
+    fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>> {
+        arity(inputs, 3..=3)?;
+        self.dtype.int_range()?;
+        float(&inputs[0], "the input")?;
+        same_dtype(&inputs[0], &inputs[1])?;
+        of_dtype(&inputs[2], self.dtype, "the zero point")?;
+        parameters(inputs, self.axis, self.block)?;
+        Ok(vec![inputs[0].with_dtype(self.dtype)])
+    }
+
+    fn vjp(&self, _: &mut Vjp<'_>) -> Result<InputGrads> {
+        Err(no_gradient("Quantize", "train with FakeQuantize instead"))
+    }
+
+    fn axes(&self, inputs: &[TensorType], _: &[TensorType]) -> AxisRules {
+        axis_rules(inputs, self.axis, self.block)
+    }
+
+    fn cost(&self, _: &[TensorType], outputs: &[TensorType]) -> Result<Cost> {
+        Cost::elementwise(outputs)
+    }
+}
+
+impl OpRules for Dequantize {
+    fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>> {
+        arity(inputs, 3..=3)?;
+        let (q, scale) = (&inputs[0], &inputs[1]);
+        if q.dtype != DType::I32 {
+            q.dtype.int_range()?;
+        }
+        float(scale, "the scale")?;
+        of_dtype(&inputs[2], q.dtype, "the zero point")?;
+        parameters(inputs, self.axis, self.block)?;
+        Ok(vec![q.with_dtype(scale.dtype)])
+    }
+
+    fn vjp(&self, cx: &mut Vjp<'_>) -> Result<InputGrads> {
+        let g = cx.grad()?;
+        let scale = cx.input_type(1);
+        // With a scale of 1 the op gives `q - zero_point`, for packed and blocked inputs too.
+        let ones = Tensor::full(scale.dtype, scale.shape.fixed()?, 1.0)?;
+        let ones = cx.b.constant(ones);
+        let steps = cx.b.op(self.clone(), &[cx.inputs[0], ones, cx.inputs[2]])?;
+        let by_scale = cx.b.mul(g, steps)?;
+        let by_scale = sum_to_parameter(cx.b, by_scale, self.axis, self.block)?;
+        Ok(vec![None, Some(by_scale), None])
+    }
+
+    fn axes(&self, inputs: &[TensorType], _: &[TensorType]) -> AxisRules {
+        axis_rules(inputs, self.axis, self.block)
+    }
+
+    fn cost(&self, _: &[TensorType], outputs: &[TensorType]) -> Result<Cost> {
+        Cost::elementwise(outputs)
+    }
+}
+
+impl OpRules for FakeQuantize {
+    fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>> {
+        arity(inputs, 3..=3)?;
+        float(&inputs[0], "the input")?;
+        same_dtype(&inputs[0], &inputs[1])?;
+        same_dtype(&inputs[0], &inputs[2])?;
+        if self.low >= self.high {
+            return Err(Error::invalid(format!(
+                "a grid from {} to {} has no range",
+                self.low, self.high
+            )));
+        }
+        parameters(inputs, self.axis, None)?;
+        Ok(vec![inputs[0].clone()])
+    }
+
+    fn vjp(&self, cx: &mut Vjp<'_>) -> Result<InputGrads> {
+        let g = cx.grad()?;
+        let rank = cx.input_type(0).rank();
+        let b = &mut *cx.b;
+        let x = cx.inputs[0];
+        let scale = along(b, cx.inputs[1], self.axis, rank)?;
+        let zero_point = along(b, cx.inputs[2], self.axis, rank)?;
+        let exact = b.div(x, scale)?;
+        let exact = b.add(exact, zero_point)?;
+        let grid = b.round(exact)?;
+        let low = b.scalar_like(x, f64::from(self.low))?;
+        let high = b.scalar_like(x, f64::from(self.high))?;
+        let (above, below) = (b.greater_or_equal(grid, low)?, b.less_or_equal(grid, high)?);
+        let inside = b.and(above, below)?;
+        let zero = b.scalar_like(x, 0.0)?;
+        let mut grads = vec![None; 3];
+        if cx.wanted[0] {
+            grads[0] = Some(b.select(inside, g, zero)?);
+        }
+        if cx.wanted[1] {
+            let clamped = b.maximum(grid, low)?;
+            let clamped = b.minimum(clamped, high)?;
+            let origin = b.select(inside, exact, zero_point)?;
+            let slope = b.sub(clamped, origin)?;
+            let by_scale = b.mul(g, slope)?;
+            grads[1] = Some(sum_to_parameter(b, by_scale, self.axis, None)?);
+        }
+        if cx.wanted[2] {
+            let outside = b.mul(g, scale)?;
+            let outside = b.neg(outside)?;
+            let by_zero_point = b.select(inside, zero, outside)?;
+            grads[2] = Some(sum_to_parameter(b, by_zero_point, self.axis, None)?);
+        }
+        Ok(grads)
+    }
+
+    fn axes(&self, inputs: &[TensorType], _: &[TensorType]) -> AxisRules {
+        axis_rules(inputs, self.axis, None)
+    }
+
+    fn cost(&self, _: &[TensorType], outputs: &[TensorType]) -> Result<Cost> {
+        Cost::elementwise(outputs)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::Op;
+    use crate::ops::testing::{axes, infer};
+
+    #[test]
+    fn types_of_outputs() {
+        let quantize = |dtype, axis, block| Op::from(Quantize { dtype, axis, block });
+        let dequantize = |axis, block| Op::from(Dequantize { axis, block });
+        let fake = |low, axis| {
+            Op::from(FakeQuantize {
+                low,
+                high: 127,
+                axis,
+            })
+        };
+        let int8 = |axis, block| quantize(DType::I8, axis, block);
+        for (op, inputs, expected) in [
+            (int8(None, None), "f32[n,3] f32[] i8[]", "i8[n,3]"),
+            (int8(Some(1), None), "f32[n,3] f32[3] i8[3]", "i8[n,3]"),
+            (
+                int8(Some(1), Some(2)),
+                "f32[n,5] f32[n,3] i8[n,3]",
+                "i8[n,5]",
+            ),
+            (int8(None, None), "f32[n,3] f32[1] i8[1]", "error"),
+            (int8(None, None), "f32[3] f32[] u8[]", "error"),
+            (int8(None, None), "f32[3] f64[] i8[]", "error"),
+            (int8(None, None), "i32[3] f32[] i8[]", "error"),
+            (int8(None, Some(2)), "f32[4] f32[] i8[]", "error"),
+            (int8(Some(0), Some(0)), "f32[4] f32[2] i8[2]", "error"),
+            (int8(Some(0), Some(2)), "f32[n] f32[2] i8[2]", "error"),
+            (int8(Some(1), None), "f32[4] f32[4] i8[4]", "error"),
+            (int8(Some(0), None), "f32[4] f32[3] i8[3]", "error"),
+            (int8(Some(0), None), "f32[4] f32[4] i8[]", "error"),
+            (
+                quantize(DType::U4, None, None),
+                "f32[4] f32[] u4[]",
+                "u4[4]",
+            ),
+            (
+                quantize(DType::I32, None, None),
+                "f32[4] f32[] i32[]",
+                "error",
+            ),
+            (dequantize(None, None), "i32[n] f32[] i32[]", "f32[n]"),
+            (dequantize(Some(0), Some(4)), "i4[8] f16[2] i4[2]", "f16[8]"),
+            (dequantize(None, None), "i64[n] f32[] i64[]", "error"),
+            (dequantize(None, None), "i8[n] f32[] u8[]", "error"),
+            (dequantize(None, None), "i8[n] i8[] i8[]", "error"),
+            (fake(-128, None), "f32[n,3] f32[] f32[]", "f32[n,3]"),
+            (fake(-128, Some(1)), "f32[n,3] f32[3] f32[3]", "f32[n,3]"),
+            (fake(-128, None), "f32[n,3] f32[] i8[]", "error"),
+            (fake(127, None), "f32[n,3] f32[] f32[]", "error"),
+        ] {
+            assert_eq!(infer(&op, inputs), expected, "{op:?} {inputs}");
+        }
+    }
+
+    #[test]
+    fn scales_follow_their_axis() {
+        use Port::Input;
+        let per_channel = Op::from(FakeQuantize {
+            low: 0,
+            high: 15,
+            axis: Some(1),
+        });
+        let rules = axes(&per_channel, "f32[2,3] f32[3] f32[3]");
+        let linked = |rules: &AxisRules, a, b, map| {
+            rules.links.iter().any(|l| (l.a, l.b, l.map) == (a, b, map))
+        };
+        assert!(linked(&rules, (Input(1), 0), (Input(0), 1), IndexMap::Same));
+        assert!(linked(&rules, (Input(2), 0), (Input(0), 1), IndexMap::Same));
+        let blocked = Op::from(Dequantize {
+            axis: Some(1),
+            block: Some(2),
+        });
+        let rules = axes(&blocked, "i4[3,4] f32[3,2] i4[3,2]");
+        let merge = IndexMap::Merge { inner: 2 };
+        assert!(linked(&rules, (Input(1), 1), (Input(0), 1), merge));
+        let ragged = axes(&blocked, "i4[3,5] f32[3,3] i4[3,3]");
+        assert!(ragged.blocked.contains(&(Input(0), 1)));
+    }
+}

@@ -1,5 +1,7 @@
 //! Reductions over axes, arg-max, top-k, running sums, softmax.
 
+mod rules;
+
 use smallvec::SmallVec;
 
 use crate::{GraphBuilder, Result, ValueId};
@@ -16,7 +18,7 @@ pub enum ReduceOp {
     Max,
     /// Minimum; ties as for `Max`.
     Min,
-    /// Product.
+    /// Product; its gradient is right where factors are 0.
     Prod,
 }
 
@@ -33,7 +35,8 @@ impl ReduceOp {
     }
 }
 
-/// Reduces over axes. An empty list of axes changes nothing.
+/// Reduces over axes. An empty list of axes changes nothing. Takes floating-point and unpacked
+/// integer inputs; `Max` and `Min` need at least one entry.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Reduce {
     /// What to compute.
@@ -202,5 +205,3 @@ impl GraphBuilder {
         self.op(LogSoftmax { axis }, &[x])
     }
 }
-
-crate::ops::rules::pending_rules!(Reduce, ArgReduce, TopK, CumSum, Softmax, LogSoftmax);

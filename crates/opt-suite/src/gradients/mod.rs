@@ -1,8 +1,139 @@
-//! Gradient rules against central differences in `f64`, one file an op family.
+//! Gradient rules against central differences in `f64` and against PyTorch, one file an op
+//! family.
 
-use crate::Case;
+pub mod attention;
+pub mod elementwise;
+pub mod golden;
+pub mod loss;
+pub mod matmul;
+pub mod quant;
+pub mod random;
+pub mod reduce;
+
+use opt_core::autodiff::grad;
+use opt_core::{DType, Graph, GraphBuilder, Result, Tensor, TensorType, ValueId};
+
+use crate::{Case, Check};
 
 /// All gradient cases.
 pub fn cases() -> Vec<Case> {
-    Vec::new()
+    [
+        attention::cases(),
+        elementwise::cases(),
+        golden::cases(),
+        loss::cases(),
+        matmul::cases(),
+        quant::cases(),
+        random::cases(),
+        reduce::cases(),
+    ]
+    .concat()
+}
+
+/// A graph of inputs of the tensors' types and one output.
+///
+/// # Panics
+/// If the graph cannot be built: the case is wrong.
+pub fn graph(
+    name: &str,
+    inputs: &[Tensor],
+    build: impl FnOnce(&mut GraphBuilder, &[ValueId]) -> Result<ValueId>,
+) -> Graph {
+    let make = || -> Result<Graph> {
+        let mut b = GraphBuilder::new(name);
+        let ids = declare(&mut b, inputs)?;
+        let y = build(&mut b, &ids)?;
+        b.output("y", y)?;
+        b.finish()
+    };
+    make().unwrap_or_else(|e| panic!("{name}: {e}"))
+}
+
+fn declare(b: &mut GraphBuilder, inputs: &[Tensor]) -> Result<Vec<ValueId>> {
+    let one =
+        |(i, t): (usize, &Tensor)| b.input(&format!("x{i}"), TensorType::new(t.dtype(), t.shape()));
+    inputs.iter().enumerate().map(one).collect()
+}
+
+/// A case that compares the gradients of what `build` adds with central differences.
+///
+/// # Panics
+/// As [`graph`].
+pub fn differences(
+    name: &str,
+    inputs: Vec<Tensor>,
+    build: impl FnOnce(&mut GraphBuilder, &[ValueId]) -> Result<ValueId>,
+) -> Case {
+    let graph = graph(name, &inputs, build);
+    Case::gradients(name, graph, inputs)
+}
+
+/// A case that compares the gradients of `sum(y * cotangent)` by all float inputs with given
+/// ones, where differences would not do: at ties, kinks and zeros.
+///
+/// # Panics
+/// As [`graph`].
+pub fn values(
+    name: &str,
+    inputs: Vec<Tensor>,
+    cotangent: Tensor,
+    expected: Vec<Tensor>,
+    build: impl FnOnce(&mut GraphBuilder, &[ValueId]) -> Result<ValueId>,
+) -> Case {
+    let make = || -> Result<Graph> {
+        let mut b = GraphBuilder::new(name);
+        let ids = declare(&mut b, &inputs)?;
+        let y = build(&mut b, &ids)?;
+        let weights = b.constant(cotangent);
+        let weighted = b.mul(y, weights)?;
+        let loss = b.sum_all(weighted)?;
+        let float = |v: &&ValueId| b.type_of(**v).dtype.is_float();
+        let wrt: Vec<ValueId> = ids.iter().filter(float).copied().collect();
+        let gradients = grad(&mut b, loss, &wrt)?;
+        for (i, &v) in wrt.iter().enumerate() {
+            b.output(&format!("g{i}"), gradients.of(v)?)?;
+        }
+        b.finish()
+    };
+    let graph = make().unwrap_or_else(|e| panic!("{name}: {e}"));
+    Case {
+        name: name.to_string(),
+        graph,
+        inputs,
+        check: Check::Outputs {
+            expected,
+            tolerance: 1e-9,
+        },
+    }
+}
+
+/// Uniform numbers in `f64`.
+///
+/// # Panics
+/// If the shape is too large.
+pub fn uniform(shape: &[usize], seed: u64, low: f64, high: f64) -> Tensor {
+    crate::uniform(DType::F64, shape, seed, low, high).expect("a small shape")
+}
+
+/// Uniform numbers in `f64` with random signs: away from kinks at 0.
+///
+/// # Panics
+/// If the shape is too large.
+pub fn signed(shape: &[usize], seed: u64, low: f64, high: f64) -> Tensor {
+    let size = uniform(shape, seed, low, high).to_f64s();
+    let signs = uniform(shape, !seed, -1.0, 1.0).to_f64s();
+    let data: Vec<f64> = size
+        .iter()
+        .zip(&signs)
+        .map(|(v, s)| v * s.signum())
+        .collect();
+    tensor(shape, &data)
+}
+
+/// A tensor in `f64`.
+///
+/// # Panics
+/// If the number of elements is wrong.
+pub fn tensor(shape: &[usize], data: &[f64]) -> Tensor {
+    Tensor::new(shape, data).expect("as many elements as the shape has")
 }
