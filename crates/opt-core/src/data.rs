@@ -42,3 +42,23 @@ pub trait Dataset: Send + Sync {
         fields.iter().map(|rows| Tensor::concat(rows, 0)).collect()
     }
 }
+
+macro_rules! forward {
+    ($($pointer:ty),*) => {$(
+        impl<D: Dataset + ?Sized> Dataset for $pointer {
+            fn len(&self) -> usize {
+                (**self).len()
+            }
+
+            fn get(&self, index: usize) -> Result<Vec<Tensor>> {
+                (**self).get(index)
+            }
+
+            fn batch(&self, indices: &[usize]) -> Result<Vec<Tensor>> {
+                (**self).batch(indices)
+            }
+        }
+    )*};
+}
+
+forward!(&D, Box<D>, std::sync::Arc<D>);

@@ -1,1 +1,49 @@
 //! Data sets, batches, transforms and augmentation for the opt model-optimization libraries.
+//!
+//! ```
+//! use opt_data::{Augment, Batches, Dataset, Per, RandomShift, Standardize, digits, split};
+//!
+//! // Real handwritten digits; scaling fitted on the training part only.
+//! let digits = digits()?;
+//! let scaler = Standardize::fit(&digits.train, 0, Per::Dataset)?;
+//! let train = digits.train.map(0, &scaler)?;
+//! let (train, validation) = split(train, 0.1, 0)?;
+//!
+//! // One epoch of shuffled, augmented batches.
+//! let augment = RandomShift::new(1.0)?;
+//! for (step, batch) in Batches::new(&train, 32)?.shuffled(0, 0).enumerate() {
+//!     let mut batch = batch?;
+//!     augment.augment(&mut batch[0], 0, step as u64)?;
+//!     assert_eq!(batch[0].shape()[1..], [1, 8, 8]);
+//! }
+//! assert_eq!(validation.len(), 144);
+//! # Ok::<(), opt_core::Error>(())
+//! ```
+//!
+//! A [`Dataset`] is a list of examples; an example is a list of tensors, the inputs of a model in
+//! their order, then the targets. [`TensorDataset`] holds examples in memory, [`Csv`] reads them,
+//! [`Subset`] and [`split`] take parts, [`Batches`] iterates, a [`Transform`] is fitted on the
+//! training part and applied to any part, and an [`Augment`] changes training batches at random.
+//! Everything random is a function of an explicit seed and a counter.
+
+#![forbid(unsafe_code)]
+
+pub mod augment;
+mod batches;
+mod csv;
+mod digits;
+mod subset;
+mod tensor_dataset;
+pub mod transform;
+
+pub use crate::csv::Csv;
+pub use augment::{Augment, Chain, GaussianNoise, RandomAffine, RandomRotation, RandomShift};
+pub use batches::Batches;
+pub use digits::{TrainTest, digits};
+pub use opt_core::data::Dataset;
+pub use opt_core::{Error, ErrorKind, Result};
+pub use subset::{Subset, split, split_every, split_stratified};
+pub use tensor_dataset::TensorDataset;
+pub use transform::{Mapped, MinMax, Per, Scale, Standardize, Transform};
+
+pub(crate) use opt_core::{ResultExt, Tensor};
