@@ -43,7 +43,10 @@ impl Philox {
                 (a >> 32) as u32 ^ c[3] ^ k[1],
                 a as u32,
             ];
-            k = [k[0].wrapping_add(0x9E37_79B9), k[1].wrapping_add(0xBB67_AE85)];
+            k = [
+                k[0].wrapping_add(0x9E37_79B9),
+                k[1].wrapping_add(0xBB67_AE85),
+            ];
         }
         c
     }
@@ -60,7 +63,12 @@ impl Philox {
         let pair = index & !1;
         let radius = (-2.0 * (1.0 - self.uniform(step, pair)).ln()).sqrt();
         let angle = std::f64::consts::TAU * self.uniform(step, pair + 1);
-        radius * if index % 2 == 0 { angle.cos() } else { angle.sin() }
+        radius
+            * if index % 2 == 0 {
+                angle.cos()
+            } else {
+                angle.sin()
+            }
     }
 
     /// A random permutation of `0..n` (Fisher & Yates), drawn at a step.
@@ -99,7 +107,10 @@ mod tests {
         let x: Vec<f64> = (0..10_000).map(|i| p.normal(0, i)).collect();
         let mean = x.iter().sum::<f64>() / 1e4;
         let var = x.iter().map(|v| v * v).sum::<f64>() / 1e4;
-        assert!(mean.abs() < 0.03 && (var - 1.0).abs() < 0.05, "{mean} {var}");
+        assert!(
+            mean.abs() < 0.03 && (var - 1.0).abs() < 0.05,
+            "{mean} {var}"
+        );
     }
 
     #[test]

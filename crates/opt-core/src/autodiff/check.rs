@@ -19,7 +19,10 @@ pub fn check_gradients(
 ) -> Result<()> {
     let mut b = GraphBuilder::extend(graph.bind(&crate::backend::bindings_of(graph, inputs)?)?);
     let bound = b.graph().clone();
-    let out = bound.outputs().next().ok_or_else(|| Error::invalid("no output"))?;
+    let out = bound
+        .outputs()
+        .next()
+        .ok_or_else(|| Error::invalid("no output"))?;
     let ty = bound.type_of(out).clone();
     let stream = crate::random::Philox::new(0x5eed);
     let weights: Vec<f64> = (0..ty.shape.len()? as u64)

@@ -19,9 +19,10 @@ impl Gradients {
     /// # Errors
     /// If it was not asked for.
     pub fn of(&self, value: ValueId) -> Result<ValueId> {
-        self.by.get(&value).copied().ok_or_else(|| {
-            Error::invalid(format!("no gradient by {value:?} was asked for"))
-        })
+        self.by
+            .get(&value)
+            .copied()
+            .ok_or_else(|| Error::invalid(format!("no gradient by {value:?} was asked for")))
     }
 }
 
@@ -123,7 +124,11 @@ fn sum_to(b: &mut GraphBuilder, gradient: ValueId, value: ValueId) -> Result<Val
     if from == to {
         return Ok(gradient);
     }
-    let fail = || Error::shape(format!("a gradient of type {from} for a value of type {to}"));
+    let fail = || {
+        Error::shape(format!(
+            "a gradient of type {from} for a value of type {to}"
+        ))
+    };
     if from.dtype != to.dtype {
         return Err(fail());
     }
@@ -131,7 +136,10 @@ fn sum_to(b: &mut GraphBuilder, gradient: ValueId, value: ValueId) -> Result<Val
     let axes: Vec<usize> = (0..from.rank())
         .filter(|&a| a < lead || from.shape[a] != to.shape[a - lead])
         .collect();
-    if axes.iter().any(|&a| a >= lead && to.shape[a - lead].as_fixed() != Some(1)) {
+    if axes
+        .iter()
+        .any(|&a| a >= lead && to.shape[a - lead].as_fixed() != Some(1))
+    {
         return Err(fail());
     }
     let summed = b.sum(gradient, &axes, false)?;

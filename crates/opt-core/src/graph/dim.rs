@@ -113,7 +113,11 @@ impl Dim {
             .ok_or_else(overflow)?;
         Ok(match symbol {
             None => Dim::Fixed(add as usize),
-            Some(s) => Dim::affine(s.clone(), mul.checked_mul(factor).ok_or_else(overflow)?, add),
+            Some(s) => Dim::affine(
+                s.clone(),
+                mul.checked_mul(factor).ok_or_else(overflow)?,
+                add,
+            ),
         })
     }
 

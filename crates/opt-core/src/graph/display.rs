@@ -50,7 +50,13 @@ impl Graph {
         let clean = |s: &str| s.replace('"', "'");
         for &v in &self.inputs {
             let value = self.value(v);
-            let _ = writeln!(out, "  v{}([\"{}<br/>{}\"])", v.0, clean(&value.name), value.ty);
+            let _ = writeln!(
+                out,
+                "  v{}([\"{}<br/>{}\"])",
+                v.0,
+                clean(&value.name),
+                value.ty
+            );
         }
         for (id, node) in self.nodes() {
             let _ = writeln!(

@@ -379,11 +379,18 @@ impl Graph {
     pub(crate) fn infer_types(&mut self) -> Result<()> {
         for i in 0..self.order.len() {
             let node = self.node(self.order[i]);
-            let inputs: Vec<_> = node.inputs.iter().map(|&v| self.type_of(v).clone()).collect();
+            let inputs: Vec<_> = node
+                .inputs
+                .iter()
+                .map(|&v| self.type_of(v).clone())
+                .collect();
             let types = node.op.rules().infer(&inputs).at(|| node.describe())?;
             let outputs = node.outputs.clone();
             for (out, ty) in outputs.into_iter().zip(types) {
-                self.values[out.index()].as_mut().expect("an output exists").ty = ty;
+                self.values[out.index()]
+                    .as_mut()
+                    .expect("an output exists")
+                    .ty = ty;
             }
         }
         Ok(())
@@ -443,8 +450,12 @@ impl Graph {
     pub(crate) fn sort(&mut self) -> Result<()> {
         let mut waiting: HashMap<NodeId, usize> = HashMap::new();
         let mut next: HashMap<NodeId, Vec<NodeId>> = HashMap::new();
-        let position: HashMap<NodeId, usize> =
-            self.order.iter().enumerate().map(|(i, &n)| (n, i)).collect();
+        let position: HashMap<NodeId, usize> = self
+            .order
+            .iter()
+            .enumerate()
+            .map(|(i, &n)| (n, i))
+            .collect();
         for &id in &self.order {
             let mut sources: Vec<NodeId> = self
                 .node(id)
@@ -487,7 +498,10 @@ impl Graph {
             self.order = old;
             return Err(Error::new(
                 ErrorKind::InvalidGraph,
-                format!("the graph has a cycle through `{}`", stuck.unwrap_or_default()),
+                format!(
+                    "the graph has a cycle through `{}`",
+                    stuck.unwrap_or_default()
+                ),
             ));
         }
         self.order = order;

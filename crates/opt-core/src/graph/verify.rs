@@ -57,8 +57,9 @@ impl Graph {
                     .get(input)
                     .ok_or_else(|| bad(format!("no value {input:?}")).at(at()))?;
                 if !defined[input.index()] {
-                    return Err(bad(format!("`{}` is used before it is defined", value.name))
-                        .at(at()));
+                    return Err(
+                        bad(format!("`{}` is used before it is defined", value.name)).at(at()),
+                    );
                 }
                 types.push(value.ty.clone());
             }

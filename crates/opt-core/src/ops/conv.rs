@@ -1,5 +1,7 @@
 //! Convolution in one, two and three dimensions, its transpose and its gradient.
 
+mod rules;
+
 use crate::tensor::Dims;
 use crate::{GraphBuilder, Result, ValueId};
 
@@ -139,5 +141,3 @@ impl GraphBuilder {
         self.op(op, &inputs)
     }
 }
-
-crate::ops::rules::pending_rules!(Conv, ConvTranspose, ConvGradWeight);

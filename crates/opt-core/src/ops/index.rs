@@ -1,5 +1,7 @@
 //! Gather, scatter, one-hot, embedding.
 
+mod rules;
+
 use crate::{DType, Dim, GraphBuilder, Result, ValueId};
 
 /// Entries of `data` along an axis by index (`i64` or `i32`): the output's shape is `data`'s
@@ -103,7 +105,10 @@ impl GraphBuilder {
         axis: usize,
         reduction: ScatterReduction,
     ) -> Result<ValueId> {
-        self.op(ScatterElements { axis, reduction }, &[data, indices, updates])
+        self.op(
+            ScatterElements { axis, reduction },
+            &[data, indices, updates],
+        )
     }
 
     /// One-hot encoding along a new last axis.
@@ -115,5 +120,3 @@ impl GraphBuilder {
         self.op(OneHot { depth, axis, dtype }, &[indices])
     }
 }
-
-crate::ops::rules::pending_rules!(Gather, GatherGrad, GatherElements, ScatterElements, OneHot);

@@ -28,9 +28,7 @@ pub use attention::Attention;
 pub use conv::{Conv, ConvGradWeight, ConvTranspose, Window};
 pub use custom::CustomOp;
 pub use elementwise::{Binary, BinaryOp, Cast, Unary, UnaryOp, Where};
-pub use index::{
-    Gather, GatherElements, GatherGrad, OneHot, ScatterElements, ScatterReduction,
-};
+pub use index::{Gather, GatherElements, GatherGrad, OneHot, ScatterElements, ScatterReduction};
 pub use loss::SoftmaxCrossEntropy;
 pub use matmul::MatMul;
 pub use norm::{BatchNorm, BatchNormGrad, GroupNorm, InstanceNorm, LayerNorm, RmsNorm};
@@ -39,9 +37,7 @@ pub use quant::{Dequantize, FakeQuantize, Quantize};
 pub use random::{Distribution, Dropout, Random};
 pub use recurrent::{Direction, Gru, GruGrad, Lstm, LstmGrad};
 pub use reduce::{ArgReduce, CumSum, LogSoftmax, Reduce, ReduceOp, Softmax, TopK};
-pub use rules::{
-    AxisLink, AxisRules, Cost, IndexMap, InputGrads, OpRules, Port, ShrinkCx, Vjp,
-};
+pub use rules::{AxisLink, AxisRules, Cost, IndexMap, InputGrads, OpRules, Port, ShrinkCx, Vjp};
 pub use shape::{
     Concat, Expand, Pad, PadGrad, PadMode, Reshape, Slice, SliceGrad, Split, Squeeze, Tile,
     Transpose, Unsqueeze,

@@ -1,5 +1,7 @@
 //! Batch, layer, group, instance and root-mean-square normalization.
 
+mod rules;
+
 use crate::{GraphBuilder, Result, ValueId};
 
 /// Batch normalization over axis 1 of `[N, C, ..]` (Ioffe & Szegedy 2015). Inputs: x, scale
@@ -104,5 +106,3 @@ impl GraphBuilder {
         self.op(LayerNorm { axis, epsilon }, &inputs)
     }
 }
-
-crate::ops::rules::pending_rules!(BatchNorm, BatchNormGrad, LayerNorm, GroupNorm, InstanceNorm, RmsNorm);

@@ -1,5 +1,7 @@
 //! Max and average pooling and their gradients.
 
+mod rules;
+
 use super::Window;
 use crate::tensor::Dims;
 use crate::{GraphBuilder, Result, ValueId};
@@ -87,5 +89,3 @@ impl GraphBuilder {
         self.mean(x, &axes, true)
     }
 }
-
-crate::ops::rules::pending_rules!(MaxPool, MaxPoolGrad, AvgPool, AvgPoolGrad);

@@ -1,5 +1,7 @@
 //! LSTM and GRU over a sequence.
 
+mod rules;
+
 use crate::{GraphBuilder, Result, ValueId};
 
 /// The order in which a recurrent op reads the sequence.
@@ -18,7 +20,11 @@ pub enum Direction {
 impl Direction {
     /// 2 if bidirectional, else 1: the size of the direction axes.
     pub fn count(self) -> usize {
-        if self == Direction::Bidirectional { 2 } else { 1 }
+        if self == Direction::Bidirectional {
+            2
+        } else {
+            1
+        }
     }
 }
 
@@ -115,5 +121,3 @@ impl GraphBuilder {
         self.node(op, &[x, weight, recurrent, bias])
     }
 }
-
-crate::ops::rules::pending_rules!(Lstm, LstmGrad, Gru, GruGrad);

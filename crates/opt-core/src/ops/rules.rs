@@ -58,6 +58,9 @@ pub enum IndexMap {
         /// Product of the faster axes.
         inner: usize,
     },
+    /// Indices that are equal modulo this number go together; the axis may be linked to itself
+    /// (positions within the groups of a grouped convolution).
+    Modulo(usize),
 }
 
 /// Two axes whose entries live and die together: removing an entry of one removes the
@@ -169,7 +172,10 @@ impl AxisRules {
             seen.insert(axis);
         }
         let inputs = inputs.iter().enumerate().map(|(i, t)| (Port::Input(i), t));
-        let outputs = outputs.iter().enumerate().map(|(o, t)| (Port::Output(o), t));
+        let outputs = outputs
+            .iter()
+            .enumerate()
+            .map(|(o, t)| (Port::Output(o), t));
         for (port, ty) in inputs.chain(outputs) {
             if let Some(axis) = (0..ty.rank()).find(|&a| !seen.contains(&(port, a))) {
                 return Err(bad(format!("no axis rule for {port:?} axis {axis}")));
@@ -358,23 +364,3 @@ pub(crate) fn no_gradient(op: &str, why: &str) -> Error {
         format!("{op} has no gradient: {why}"),
     )
 }
-
-macro_rules! pending_rules {
-    ($($name:ident),*) => {$(
-        impl $crate::ops::OpRules for $name {
-            fn infer(&self, _: &[$crate::TensorType]) -> $crate::Result<Vec<$crate::TensorType>> {
-                Err($crate::Error::unsupported(concat!(stringify!($name), ": pending")))
-            }
-            fn vjp(&self, _: &mut $crate::ops::Vjp<'_>) -> $crate::Result<$crate::ops::InputGrads> {
-                Err($crate::Error::unsupported("pending"))
-            }
-            fn axes(&self, i: &[$crate::TensorType], o: &[$crate::TensorType]) -> $crate::ops::AxisRules {
-                $crate::ops::AxisRules::blocked(i, o)
-            }
-            fn cost(&self, _: &[$crate::TensorType], o: &[$crate::TensorType]) -> $crate::Result<$crate::ops::Cost> {
-                $crate::ops::Cost::elementwise(o)
-            }
-        }
-    )*};
-}
-pub(crate) use pending_rules;

@@ -217,7 +217,8 @@ impl<'a> Context<'a> {
     /// # Errors
     /// [`ErrorKind::Pipeline`](crate::ErrorKind::Pipeline) if the context has none.
     pub fn backend(&self) -> Result<&'a dyn Backend> {
-        self.backend.ok_or_else(|| missing("backend", "with_backend"))
+        self.backend
+            .ok_or_else(|| missing("backend", "with_backend"))
     }
 
     /// The calibration examples.
@@ -225,7 +226,8 @@ impl<'a> Context<'a> {
     /// # Errors
     /// [`ErrorKind::Pipeline`](crate::ErrorKind::Pipeline) if the context has none.
     pub fn calibration(&self) -> Result<&'a dyn Dataset> {
-        self.calibration.ok_or_else(|| missing("calibration examples", "with_calibration"))
+        self.calibration
+            .ok_or_else(|| missing("calibration examples", "with_calibration"))
     }
 
     /// The training examples.
@@ -233,7 +235,8 @@ impl<'a> Context<'a> {
     /// # Errors
     /// [`ErrorKind::Pipeline`](crate::ErrorKind::Pipeline) if the context has none.
     pub fn training(&self) -> Result<&'a dyn Dataset> {
-        self.training.ok_or_else(|| missing("training examples", "with_training"))
+        self.training
+            .ok_or_else(|| missing("training examples", "with_training"))
     }
 
     /// The teacher.
@@ -241,7 +244,8 @@ impl<'a> Context<'a> {
     /// # Errors
     /// [`ErrorKind::Pipeline`](crate::ErrorKind::Pipeline) if the context has none.
     pub fn teacher(&self) -> Result<&'a Graph> {
-        self.teacher.ok_or_else(|| missing("teacher", "with_teacher"))
+        self.teacher
+            .ok_or_else(|| missing("teacher", "with_teacher"))
     }
 
     /// The validation examples, if any.

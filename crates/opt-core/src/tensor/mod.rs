@@ -121,7 +121,9 @@ impl Tensor {
             )));
         }
         if dtype == DType::Bool && storage.bytes()[..need].iter().any(|&b| b > 1) {
-            return Err(Error::dtype("a bool tensor holds a byte other than 0 and 1"));
+            return Err(Error::dtype(
+                "a bool tensor holds a byte other than 0 and 1",
+            ));
         }
         Ok(Tensor {
             dtype,
@@ -163,7 +165,10 @@ impl Tensor {
     /// As [`Tensor::new`].
     pub fn from_f64s(dtype: DType, shape: impl AsRef<[usize]>, data: &[f64]) -> Result<Tensor> {
         fn all<T: Element>(shape: &[usize], data: &[f64]) -> Result<Tensor> {
-            Tensor::new(shape, data.iter().map(|&v| T::from_f64(v)).collect::<Vec<T>>())
+            Tensor::new(
+                shape,
+                data.iter().map(|&v| T::from_f64(v)).collect::<Vec<T>>(),
+            )
         }
         let shape = shape.as_ref();
         match dtype {
@@ -533,7 +538,10 @@ impl Tensor {
             .first()
             .ok_or_else(|| Error::invalid("no tensors to concatenate"))?;
         if axis >= first.rank() {
-            return Err(Error::invalid(format!("axis {axis} of rank {}", first.rank())));
+            return Err(Error::invalid(format!(
+                "axis {axis} of rank {}",
+                first.rank()
+            )));
         }
         first.refuse_packed("concat")?;
         let mut shape = first.shape.clone();
@@ -645,8 +653,14 @@ mod tests {
             t.to_vec::<i32>().unwrap(),
             [0, 2, 4, 6, 8, 10, 1, 3, 5, 7, 9, 11]
         );
-        assert_eq!(t.contiguous().as_slice::<i32>().unwrap(), t.to_vec::<i32>().unwrap());
-        assert_eq!(t.slice(1, 1, 2).unwrap().to_vec::<i32>().unwrap(), [6, 8, 10, 7, 9, 11]);
+        assert_eq!(
+            t.contiguous().as_slice::<i32>().unwrap(),
+            t.to_vec::<i32>().unwrap()
+        );
+        assert_eq!(
+            t.slice(1, 1, 2).unwrap().to_vec::<i32>().unwrap(),
+            [6, 8, 10, 7, 9, 11]
+        );
     }
 
     #[test]
@@ -665,7 +679,10 @@ mod tests {
     #[test]
     fn casts_round_saturate_and_truncate() {
         let x = Tensor::new([5], [1.9f32, -1.9, 300.0, f32::NAN, 0.0]).unwrap();
-        assert_eq!(x.cast(DType::I8).to_vec::<i8>().unwrap(), [1, -1, 127, 0, 0]);
+        assert_eq!(
+            x.cast(DType::I8).to_vec::<i8>().unwrap(),
+            [1, -1, 127, 0, 0]
+        );
         assert_eq!(x.cast(DType::U8).to_vec::<u8>().unwrap(), [1, 0, 255, 0, 0]);
         assert_eq!(
             x.cast(DType::Bool).to_vec_bool().unwrap(),
@@ -680,7 +697,10 @@ mod tests {
         assert_eq!(s.to_vec::<i64>().unwrap(), [2, 0, 5, 3]);
         let c = Tensor::concat(&[x.clone(), s], 1).unwrap();
         assert_eq!(c.to_vec::<i64>().unwrap(), [0, 1, 2, 2, 0, 3, 4, 5, 5, 3]);
-        let b = Tensor::new([2, 1], [1i64, 2]).unwrap().broadcast_to([2, 2, 2]).unwrap();
+        let b = Tensor::new([2, 1], [1i64, 2])
+            .unwrap()
+            .broadcast_to([2, 2, 2])
+            .unwrap();
         assert_eq!(b.to_vec::<i64>().unwrap(), [1, 1, 2, 2, 1, 1, 2, 2]);
     }
 }

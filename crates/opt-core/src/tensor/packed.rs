@@ -29,7 +29,10 @@ impl Tensor {
             )));
         }
         let (lo, hi) = dtype.int_range()?;
-        if let Some(bad) = values.iter().find(|&&v| i32::from(v) < lo || i32::from(v) > hi) {
+        if let Some(bad) = values
+            .iter()
+            .find(|&&v| i32::from(v) < lo || i32::from(v) > hi)
+        {
             return Err(Error::invalid(format!(
                 "{bad} is out of the range {lo}..={hi} of {dtype}"
             )));
