@@ -175,7 +175,7 @@ impl Init {
             Init::Orthogonal { gain } => {
                 Init::fans(&shape)?;
                 let rows = shape[0];
-                let columns = if rows == 0 { 0 } else { len / rows };
+                let columns = len.checked_div(rows).unwrap_or(0);
                 let mut data = normal(0.0, 1.0);
                 orthogonalize(&mut data, rows, columns);
                 data.iter_mut().for_each(|v| *v *= gain);

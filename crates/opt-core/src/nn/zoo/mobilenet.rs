@@ -195,10 +195,7 @@ mod tests {
                 ..MobileNetV2::cifar()
             };
             let graph = mobilenet_v2(&config, 0).unwrap();
-            let last = graph
-                .nodes()
-                .filter(|(_, n)| n.op().name() == "Conv")
-                .last();
+            let last = graph.nodes().rfind(|(_, n)| n.op().name() == "Conv");
             let last = graph.type_of(last.unwrap().1.outputs()[0]).to_string();
             assert_eq!(last, format!("f32[batch,1280,{size},{size}]"));
         }
