@@ -80,7 +80,17 @@ impl GraphBuilder {
         result.at(|| name)
     }
 
-    fn scoped(&self, name: &str) -> String {
+    /// Opens a scope that [`GraphBuilder::leave`] closes, for builders that wrap this one.
+    pub(crate) fn enter(&mut self, name: &str) {
+        self.scope.push(name.to_string());
+    }
+
+    pub(crate) fn leave(&mut self) {
+        self.scope.pop();
+    }
+
+    /// A name with the names of the open scopes before it.
+    pub(crate) fn scoped(&self, name: &str) -> String {
         if self.scope.is_empty() {
             name.to_string()
         } else {

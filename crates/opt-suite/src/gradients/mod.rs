@@ -9,6 +9,7 @@ pub mod matmul;
 pub mod quant;
 pub mod random;
 pub mod reduce;
+pub mod symbolic;
 
 use opt_core::autodiff::grad;
 use opt_core::{DType, Graph, GraphBuilder, Result, Tensor, TensorType, ValueId};
@@ -26,6 +27,7 @@ pub fn cases() -> Vec<Case> {
         quant::cases(),
         random::cases(),
         reduce::cases(),
+        symbolic::cases(),
     ]
     .concat()
 }
@@ -41,7 +43,7 @@ pub fn graph(
 ) -> Graph {
     let make = || -> Result<Graph> {
         let mut b = GraphBuilder::new(name);
-        let ids = declare(&mut b, inputs)?;
+        let ids = declare(&mut b, &types_of(inputs))?;
         let y = build(&mut b, &ids)?;
         b.output("y", y)?;
         b.finish()
@@ -49,10 +51,14 @@ pub fn graph(
     make().unwrap_or_else(|e| panic!("{name}: {e}"))
 }
 
-fn declare(b: &mut GraphBuilder, inputs: &[Tensor]) -> Result<Vec<ValueId>> {
-    let one =
-        |(i, t): (usize, &Tensor)| b.input(&format!("x{i}"), TensorType::new(t.dtype(), t.shape()));
-    inputs.iter().enumerate().map(one).collect()
+fn types_of(inputs: &[Tensor]) -> Vec<TensorType> {
+    let one = |t: &Tensor| TensorType::new(t.dtype(), t.shape());
+    inputs.iter().map(one).collect()
+}
+
+fn declare(b: &mut GraphBuilder, types: &[TensorType]) -> Result<Vec<ValueId>> {
+    let one = |(i, ty): (usize, &TensorType)| b.input(&format!("x{i}"), ty.clone());
+    types.iter().enumerate().map(one).collect()
 }
 
 /// A case that compares the gradients of what `build` adds with central differences.
@@ -80,9 +86,25 @@ pub fn values(
     expected: Vec<Tensor>,
     build: impl FnOnce(&mut GraphBuilder, &[ValueId]) -> Result<ValueId>,
 ) -> Case {
+    let types = types_of(&inputs);
+    values_of(name, &types, inputs, cotangent, expected, build)
+}
+
+/// [`values`] with the types of the inputs, which may be symbolic; the cotangent then has rank 0.
+///
+/// # Panics
+/// As [`graph`].
+pub fn values_of(
+    name: &str,
+    types: &[TensorType],
+    inputs: Vec<Tensor>,
+    cotangent: Tensor,
+    expected: Vec<Tensor>,
+    build: impl FnOnce(&mut GraphBuilder, &[ValueId]) -> Result<ValueId>,
+) -> Case {
     let make = || -> Result<Graph> {
         let mut b = GraphBuilder::new(name);
-        let ids = declare(&mut b, &inputs)?;
+        let ids = declare(&mut b, types)?;
         let y = build(&mut b, &ids)?;
         let weights = b.constant(cotangent);
         let weighted = b.mul(y, weights)?;
