@@ -1,1 +1,43 @@
 //! Metrics, cost, latency and before/after comparison of neural-network graphs.
+//!
+//! ```
+//! use opt_eval::{Average, Comparison, ConfusionMatrix, Row};
+//!
+//! // What a model predicted for four examples of three classes.
+//! let matrix = ConfusionMatrix::new(&[0, 1, 2, 2], &[0, 2, 2, 2], 3)?;
+//! assert_eq!(matrix.accuracy(), 0.75);
+//! println!("macro F1 {:.3}", matrix.f1(Average::Macro));
+//!
+//! // Before and after; the JSON is for machines, `{}` prints a table.
+//! let row = |name: &str, bytes, latency_us| Row {
+//!     name: name.into(), accuracy: Some(0.75), parameters: bytes, bytes, macs: 0, latency_us,
+//! };
+//! let table = Comparison::new(vec![row("f32", 4000, Some(8.0)), row("int8", 1000, Some(10.0))]);
+//! assert!(table.to_string().contains("1.25x slower"));
+//! # Ok::<(), opt_core::Error>(())
+//! ```
+//!
+//! - [`evaluate`] runs a classifier over a data set; [`ConfusionMatrix`] has the metrics, equal to
+//!   scikit-learn's.
+//! - [`ModelCost`] counts parameters, non-zeros, multiply-adds and bytes on disk.
+//! - [`LatencyBench`] times several models in turns, so that their ratio is fair.
+//! - [`compare`] does all of it and gives a [`Comparison`].
+
+#![forbid(unsafe_code)]
+
+mod compare;
+mod cost;
+mod evaluate;
+mod latency;
+mod metrics;
+mod size;
+#[cfg(test)]
+mod testing;
+
+pub use compare::{CompareOptions, Comparison, Row, compare};
+pub use cost::{ModelCost, NodeCost};
+pub use evaluate::{Evaluation, evaluate, predict};
+pub use latency::{Candidate, Latency, LatencyBench};
+pub use metrics::{Average, ClassMetrics, ConfusionMatrix, argmax, top_k_accuracy};
+pub use opt_core::{Error, ErrorKind, Result};
+pub use size::{weights, weights_bytes};
