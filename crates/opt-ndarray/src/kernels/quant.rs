@@ -1,0 +1,268 @@
+//! Quantize, dequantize and fake-quantize, in float: the reference of the integer kernels.
+
+use opt_core::ops;
+use opt_core::{DType, Error, Result, TensorType};
+
+use super::{Arg, CompileCx, Kernel, Out, RunCx, parallel_chunks};
+
+/// Which scale an entry has: entry `i` has number
+/// `i / outer_step * rows + i / inner % size / block * inner + i % inner`, simplified to the
+/// cases per tensor, per channel and blocked.
+#[derive(Debug, Clone, Copy)]
+struct Grid {
+    size: usize,
+    inner: usize,
+    /// Entries of the axis that share a scale; `None` is per tensor or per channel.
+    block: Option<usize>,
+}
+
+impl Grid {
+    fn new(x: &TensorType, axis: Option<usize>, block: Option<usize>) -> Result<Grid> {
+        let shape = x.shape.fixed()?;
+        Ok(match axis {
+            None => Grid {
+                size: 1,
+                inner: shape.iter().product::<usize>().max(1),
+                block: None,
+            },
+            Some(axis) => Grid {
+                size: shape[axis],
+                inner: shape[axis + 1..].iter().product::<usize>().max(1),
+                block,
+            },
+        })
+    }
+
+    fn at(&self, i: usize) -> usize {
+        let channel = i / self.inner % self.size;
+        match self.block {
+            None => channel,
+            Some(block) => {
+                let outer = i / (self.inner * self.size);
+                let blocks = self.size.div_ceil(block);
+                (outer * blocks + channel / block) * self.inner + i % self.inner
+            }
+        }
+    }
+}
+
+/// Integers of any quantized type.
+enum Ints<'a> {
+    I8(&'a [i8]),
+    U8(&'a [u8]),
+    I32(&'a [i32]),
+    /// Packed; signed if true.
+    Nibbles(&'a [u8], bool),
+}
+
+impl<'a> Ints<'a> {
+    fn of(arg: &Arg<'a>) -> Ints<'a> {
+        match arg.dtype {
+            DType::I8 => Ints::I8(arg.typed()),
+            DType::I32 => Ints::I32(arg.typed()),
+            DType::I4 => Ints::Nibbles(arg.bytes, true),
+            DType::U4 => Ints::Nibbles(arg.bytes, false),
+            _ => Ints::U8(arg.bytes),
+        }
+    }
+
+    fn at(&self, i: usize) -> i32 {
+        match self {
+            Ints::I8(v) => i32::from(v[i]),
+            Ints::U8(v) => i32::from(v[i]),
+            Ints::I32(v) => v[i],
+            Ints::Nibbles(bytes, signed) => {
+                let nibble = bytes[i / 2] >> (4 * (i % 2)) & 0xF;
+                if *signed {
+                    i32::from((nibble << 4) as i8 >> 4)
+                } else {
+                    i32::from(nibble)
+                }
+            }
+        }
+    }
+}
+
+fn f32_only(ty: &TensorType, what: &str) -> Result<()> {
+    if ty.dtype == DType::F32 {
+        return Ok(());
+    }
+    Err(Error::unsupported(format!("{what} with {} scales; cast to f32", ty.dtype)))
+}
+
+fn integers(dtype: DType, wide: bool) -> Result<()> {
+    if dtype.int_range().is_ok() || (wide && dtype == DType::I32) {
+        return Ok(());
+    }
+    Err(Error::unsupported(format!("quantized values of {dtype}")))
+}
+
+/// The grid point of `x`: `clamp(round_half_even(x / scale) + zero, low, high)`; NaN gives zero's
+/// point.
+#[inline]
+fn grid_point(x: f32, scale: f32, zero: i32, low: i32, high: i32) -> i32 {
+    let q = (x / scale).round_ties_even();
+    if q.is_nan() {
+        return zero;
+    }
+    // Float to integer conversion saturates.
+    (q as i32).saturating_add(zero).clamp(low, high)
+}
+
+#[derive(Debug)]
+struct Quantize {
+    grid: Grid,
+    dtype: DType,
+    low: i32,
+    high: i32,
+}
+
+impl Kernel for Quantize {
+    fn name(&self) -> String {
+        "quantize".to_string()
+    }
+
+    fn run(&self, args: &[Arg<'_>], outs: &mut [Out<'_>], cx: &mut RunCx<'_>) -> Result<()> {
+        let (x, scale) = (args[0].typed::<f32>(), args[1].typed::<f32>());
+        let zeros = Ints::of(&args[2]);
+        let point = |i: usize| {
+            let k = self.grid.at(i);
+            grid_point(x[i], scale[k], zeros.at(k), self.low, self.high) as u8
+        };
+        if self.dtype.is_packed() {
+            for (i, byte) in outs[0].bytes.iter_mut().enumerate() {
+                let high = if 2 * i + 1 < x.len() { point(2 * i + 1) } else { 0 };
+                *byte = point(2 * i) & 0xF | high << 4;
+            }
+            return Ok(());
+        }
+        let (size, inner) = (self.grid.size, self.grid.inner);
+        if self.grid.block.is_some() {
+            for (i, byte) in outs[0].bytes.iter_mut().enumerate() {
+                *byte = point(i);
+            }
+            return Ok(());
+        }
+        let (low, high) = (self.low, self.high);
+        let threads = if x.len() < 1 << 14 { 1 } else { cx.threads };
+        parallel_chunks(threads, outs[0].bytes, inner, |run, out| {
+            let (scale, zero) = (scale[run % size], zeros_at(&args[2], run % size));
+            for (byte, &x) in out.iter_mut().zip(&x[run * inner..]) {
+                *byte = grid_point(x, scale, zero, low, high) as u8;
+            }
+        });
+        Ok(())
+    }
+}
+
+fn zeros_at(arg: &Arg<'_>, i: usize) -> i32 {
+    Ints::of(arg).at(i)
+}
+
+/// Float to integer grid.
+pub(crate) fn compile_quantize(op: &ops::Quantize, cx: &CompileCx<'_>) -> Result<Box<dyn Kernel>> {
+    f32_only(&cx.inputs[0], "quantization")?;
+    f32_only(&cx.inputs[1], "quantization")?;
+    integers(op.dtype, false)?;
+    let (low, high) = op.dtype.int_range()?;
+    Ok(Box::new(Quantize {
+        grid: Grid::new(&cx.inputs[0], op.axis, op.block)?,
+        dtype: op.dtype,
+        low,
+        high,
+    }))
+}
+
+#[derive(Debug)]
+struct Dequantize {
+    grid: Grid,
+}
+
+impl Kernel for Dequantize {
+    fn name(&self) -> String {
+        "dequantize".to_string()
+    }
+
+    fn run(&self, args: &[Arg<'_>], outs: &mut [Out<'_>], _: &mut RunCx<'_>) -> Result<()> {
+        let (q, scale, zeros) = (
+            Ints::of(&args[0]),
+            args[1].typed::<f32>(),
+            Ints::of(&args[2]),
+        );
+        for (i, y) in outs[0].typed::<f32>().iter_mut().enumerate() {
+            let k = self.grid.at(i);
+            *y = q.at(i).wrapping_sub(zeros.at(k)) as f32 * scale[k];
+        }
+        Ok(())
+    }
+}
+
+/// Integer grid to float.
+pub(crate) fn compile_dequantize(
+    op: &ops::Dequantize,
+    cx: &CompileCx<'_>,
+) -> Result<Box<dyn Kernel>> {
+    f32_only(&cx.inputs[1], "dequantization")?;
+    integers(cx.inputs[0].dtype, true)?;
+    Ok(Box::new(Dequantize {
+        grid: Grid::new(&cx.inputs[0], op.axis, op.block)?,
+    }))
+}
+
+#[derive(Debug)]
+struct FakeQuantize {
+    grid: Grid,
+    low: i32,
+    high: i32,
+}
+
+macro_rules! fake {
+    ($name:ident, $t:ty) => {
+        fn $name(kernel: &FakeQuantize, args: &[Arg<'_>], out: &mut [$t], threads: usize) {
+            let [x, scale, zero] = [0, 1, 2].map(|i| args[i].typed::<$t>());
+            let Grid { size, inner, .. } = kernel.grid;
+            let (low, high) = (kernel.low as $t, kernel.high as $t);
+            let threads = if x.len() < 1 << 14 { 1 } else { threads };
+            parallel_chunks(threads, out, inner, |run, out| {
+                let (s, z) = (scale[run % size], zero[run % size]);
+                for (y, &x) in out.iter_mut().zip(&x[run * inner..]) {
+                    let q = (x / s + z).round_ties_even().max(low).min(high);
+                    *y = (q - z) * s;
+                }
+            });
+        }
+    };
+}
+
+fake!(fake_f32, f32);
+fake!(fake_f64, f64);
+
+impl Kernel for FakeQuantize {
+    fn name(&self) -> String {
+        "fake quantize".to_string()
+    }
+
+    fn run(&self, args: &[Arg<'_>], outs: &mut [Out<'_>], cx: &mut RunCx<'_>) -> Result<()> {
+        match args[0].dtype {
+            DType::F64 => fake_f64(self, args, outs[0].typed(), cx.threads),
+            _ => fake_f32(self, args, outs[0].typed(), cx.threads),
+        }
+        Ok(())
+    }
+}
+
+/// Rounding to a grid, in float.
+pub(crate) fn compile_fake_quantize(
+    op: &ops::FakeQuantize,
+    cx: &CompileCx<'_>,
+) -> Result<Box<dyn Kernel>> {
+    let dtype = cx.inputs[0].dtype;
+    if !matches!(dtype, DType::F32 | DType::F64) {
+        return Err(Error::unsupported(format!("fake quantization of {dtype}")));
+    }
+    Ok(Box::new(FakeQuantize {
+        grid: Grid::new(&cx.inputs[0], op.axis, None)?,
+        low: op.low,
+        high: op.high,
+    }))
+}
