@@ -1,1 +1,113 @@
-//! CPU backend of the opt model-optimization libraries: compiles graphs to fused f32 and int8 kernels.
+//! CPU backend of the opt model-optimization libraries: compiles graphs to fused f32 and int8
+//! kernels.
+//!
+//! ```
+//! use opt_core::{Backend, DType, GraphBuilder, Tensor, TensorType};
+//! use opt_ndarray::NdarrayBackend;
+//!
+//! let mut b = GraphBuilder::new("layer");
+//! let x = b.input("x", TensorType::new(DType::F32, [1, 2]))?;
+//! let w = b.variable("w", Tensor::new([2, 2], [1f32, 2., 3., 4.])?)?;
+//! let y = b.matmul(x, w)?;
+//! let y = b.relu(y)?;
+//! b.output("y", y)?;
+//! let graph = b.finish()?;
+//!
+//! let backend = NdarrayBackend::new().threads(1);
+//! let x = Tensor::new([1, 2], [1f32, -1.])?;
+//! let out = backend.run_once(&graph, &[x])?;
+//! assert_eq!(out[0].to_vec::<f32>()?, [0., 0.]);
+//! # Ok::<(), opt_core::Error>(())
+//! ```
+//!
+//! Compiling binds all dimensions, folds constants, fuses element-wise nodes and what follows a
+//! matrix product or convolution into single kernels, packs weights and plans memory; a run then
+//! allocates nothing. Results do not depend on the number of threads.
+
+mod compile;
+mod kernels;
+mod session;
+
+use std::sync::{Arc, Mutex};
+
+use opt_core::{Backend, CompileSpec, Error, ErrorKind, Executable, Graph, Result};
+
+use session::CpuExecutable;
+
+/// Compiles graphs for the processor that it runs on.
+///
+/// The threads are shared by all that one backend compiles; clones share them too.
+#[derive(Debug, Clone)]
+pub struct NdarrayBackend {
+    threads: usize,
+    pool: Arc<Mutex<Option<Arc<rayon::ThreadPool>>>>,
+}
+
+impl Default for NdarrayBackend {
+    fn default() -> Self {
+        NdarrayBackend::new()
+    }
+}
+
+impl NdarrayBackend {
+    /// A backend that uses as many threads as the process can run at once.
+    pub fn new() -> NdarrayBackend {
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        NdarrayBackend {
+            threads,
+            pool: Arc::default(),
+        }
+    }
+
+    /// The same with a number of threads, at least 1. With 1 everything runs on the calling
+    /// thread.
+    #[must_use]
+    pub fn threads(self, threads: usize) -> NdarrayBackend {
+        NdarrayBackend {
+            threads: threads.max(1),
+            pool: Arc::default(),
+        }
+    }
+
+    /// The pool, started at its first use.
+    fn pool(&self, threads: usize) -> Result<Option<Arc<rayon::ThreadPool>>> {
+        if threads <= 1 {
+            return Ok(None);
+        }
+        let mut pool = self
+            .pool
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner());
+        if pool.is_none() {
+            let started = rayon::ThreadPoolBuilder::new()
+                .num_threads(self.threads)
+                .thread_name(|i| format!("opt-ndarray-{i}"))
+                .build()
+                .map_err(|e| {
+                    Error::new(ErrorKind::Backend, "the threads could not be started")
+                        .with_source(e)
+                })?;
+            *pool = Some(Arc::new(started));
+        }
+        Ok(pool.clone())
+    }
+}
+
+impl Backend for NdarrayBackend {
+    fn name(&self) -> &str {
+        "ndarray"
+    }
+
+    #[tracing::instrument(level = "debug", name = "compile", skip_all, fields(graph = graph.name()))]
+    fn compile(&self, graph: &Graph, spec: &CompileSpec) -> Result<Arc<dyn Executable>> {
+        let plan = compile::compile(graph, spec, self.threads)?;
+        let pool = self.pool(plan.threads)?;
+        Ok(Arc::new(CpuExecutable {
+            plan: Arc::new(plan),
+            pool,
+        }))
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -3,11 +3,19 @@
 //! Each family has a `compile` function that turns an op, with the types of a node, into a
 //! [`Kernel`] with everything precomputed that does not depend on the inputs' content.
 
+pub(crate) mod elementwise;
+pub(crate) mod gemm;
+mod lanes;
+mod math;
+mod matmul;
+mod reduce;
+
 use std::fmt;
+use std::marker::PhantomData;
 
 use bytemuck::Pod;
 use opt_core::ops::UnaryOp;
-use opt_core::{DType, Result, Tensor, TensorType};
+use opt_core::{DType, Error, Op, Result, Tensor, TensorType};
 
 /// An operand: contiguous, row-major.
 #[derive(Clone, Copy)]
@@ -80,4 +88,106 @@ pub(crate) struct CompileCx<'a> {
     pub(crate) epilogue: &'a [UnaryOp],
     /// How many threads will run the kernel.
     pub(crate) threads: usize,
+}
+
+/// Compiles an op that is not an alias of its input.
+pub(crate) fn compile(op: &Op, cx: &CompileCx<'_>) -> Result<Box<dyn Kernel>> {
+    match op {
+        Op::Unary(_) | Op::Binary(_) | Op::Where(_) | Op::Cast(_) => elementwise::compile(op, cx),
+        Op::MatMul(op) => matmul::compile(op, cx),
+        Op::Reduce(op) => reduce::compile(op, cx),
+        other => Err(Error::unsupported(format!(
+            "the CPU backend has no kernel for {}",
+            other.name()
+        ))),
+    }
+}
+
+/// Runs `task(0)` to `task(count - 1)`, on several threads if there are several; the caller is
+/// inside the pool to use. With one thread it does not touch rayon.
+pub(crate) fn parallel(threads: usize, count: usize, task: impl Fn(usize) + Sync) {
+    if threads <= 1 || count <= 1 {
+        (0..count).for_each(task);
+    } else {
+        use rayon::iter::{IndexedParallelIterator, IntoParallelIterator, ParallelIterator};
+        (0..count).into_par_iter().with_max_len(1).for_each(&task);
+    }
+}
+
+/// Splits a slice into chunks of `len` (the last may be shorter) and runs a task for each, on
+/// several threads if there are several; results do not depend on how many.
+pub(crate) fn parallel_chunks<T: Send + Sync>(
+    threads: usize,
+    data: &mut [T],
+    len: usize,
+    task: impl Fn(usize, &mut [T]) + Sync,
+) {
+    if threads <= 1 || data.len() <= len {
+        data.chunks_mut(len.max(1))
+            .enumerate()
+            .for_each(|(i, chunk)| task(i, chunk));
+    } else {
+        use rayon::iter::{IndexedParallelIterator, ParallelIterator};
+        use rayon::slice::ParallelSliceMut;
+        data.par_chunks_mut(len)
+            .enumerate()
+            .for_each(|(i, chunk)| task(i, chunk));
+    }
+}
+
+/// A mutable slice that several tasks write disjoint parts of.
+pub(crate) struct SharedMut<'a, T> {
+    start: *mut T,
+    len: usize,
+    _slice: PhantomData<&'a mut [T]>,
+}
+
+#[expect(unsafe_code, reason = "tasks write disjoint parts of one output")]
+// SAFETY: it stands for a `&mut [T]`; access goes through `unsafe` methods or raw pointers only.
+unsafe impl<T: Send> Send for SharedMut<'_, T> {}
+#[expect(unsafe_code, reason = "tasks write disjoint parts of one output")]
+// SAFETY: as above.
+unsafe impl<T: Send> Sync for SharedMut<'_, T> {}
+
+impl<'a, T> SharedMut<'a, T> {
+    /// Shares a slice.
+    pub(crate) fn new(slice: &'a mut [T]) -> SharedMut<'a, T> {
+        SharedMut {
+            start: slice.as_mut_ptr(),
+            len: slice.len(),
+            _slice: PhantomData,
+        }
+    }
+
+    /// A pointer to the element at an index.
+    pub(crate) fn at(&self, index: usize) -> *mut T {
+        assert!(index <= self.len);
+        self.start.wrapping_add(index)
+    }
+
+    /// A part to write.
+    ///
+    /// # Safety
+    /// No other part that overlaps it is in use.
+    #[expect(unsafe_code, clippy::mut_from_ref, reason = "the parts are disjoint")]
+    pub(crate) unsafe fn part(&self, range: std::ops::Range<usize>) -> &mut [T] {
+        assert!(range.start <= range.end && range.end <= self.len);
+        // SAFETY: in bounds, and nobody else uses it as the caller vouches.
+        unsafe { std::slice::from_raw_parts_mut(self.start.add(range.start), range.len()) }
+    }
+}
+
+/// The input, in memory of its own.
+#[derive(Debug)]
+pub(crate) struct Copy;
+
+impl Kernel for Copy {
+    fn name(&self) -> String {
+        "copy".into()
+    }
+
+    fn run(&self, args: &[Arg<'_>], outs: &mut [Out<'_>], _: &mut RunCx<'_>) -> Result<()> {
+        outs[0].bytes.copy_from_slice(args[0].bytes);
+        Ok(())
+    }
 }

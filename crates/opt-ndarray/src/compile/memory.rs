@@ -1,0 +1,240 @@
+//! Which slot each result lives in: as few bytes as a greedy choice in running order gives.
+
+use std::collections::HashMap;
+
+use opt_core::{Result, Tensor};
+
+use super::plan::{Assignment, Id, Ir, Kind, Place, Plan, Planned, Port, Step};
+use crate::kernels::Kernel;
+
+/// The slots while they are handed out.
+#[derive(Default)]
+struct Slots {
+    bytes: Vec<usize>,
+    free: Vec<usize>,
+}
+
+impl Slots {
+    /// The smallest free slot that is large enough; else the largest one, grown; else a new one.
+    fn take(&mut self, bytes: usize) -> usize {
+        let fits = self
+            .free
+            .iter()
+            .copied()
+            .filter(|&s| self.bytes[s] >= bytes);
+        let best = fits
+            .min_by_key(|&s| self.bytes[s])
+            .or_else(|| self.free.iter().copied().max_by_key(|&s| self.bytes[s]));
+        let Some(slot) = best else {
+            self.bytes.push(bytes);
+            return self.bytes.len() - 1;
+        };
+        self.free.retain(|&s| s != slot);
+        self.bytes[slot] = self.bytes[slot].max(bytes);
+        slot
+    }
+
+    /// A slot of exactly this size.
+    fn take_exact(&mut self, bytes: usize) -> usize {
+        match self.free.iter().position(|&s| self.bytes[s] == bytes) {
+            Some(at) => self.free.swap_remove(at),
+            None => {
+                self.bytes.push(bytes);
+                self.bytes.len() - 1
+            }
+        }
+    }
+}
+
+/// Assignments take their value from a slot, and from no other variable's slot: a value that no
+/// step computes is copied by a step of its own.
+fn copy_assigned(ir: &mut Ir) {
+    let computed: Vec<bool> = {
+        let mut computed = vec![false; ir.types.len()];
+        for &v in ir.steps.iter().flat_map(|s| &s.outputs) {
+            computed[v] = true;
+        }
+        computed
+    };
+    for i in 0..ir.assigns.len() {
+        let source = ir.assigns[i].1;
+        if computed[ir.alias[source]] {
+            continue;
+        }
+        let copy = ir.add_value(ir.types[source].clone());
+        ir.steps.push(Step {
+            kind: Kind::Copy,
+            inputs: vec![source],
+            outputs: vec![copy],
+            epilogue: Vec::new(),
+            nodes: Vec::new(),
+        });
+        ir.assigns[i].1 = copy;
+    }
+}
+
+/// Compiles the steps and gives every value its place.
+pub(super) fn plan(mut ir: Ir, threads: usize) -> Result<Plan> {
+    copy_assigned(&mut ir);
+    let mut last_use: HashMap<Id, usize> = HashMap::new();
+    for (i, step) in ir.steps.iter().enumerate() {
+        for &v in &step.inputs {
+            last_use.insert(ir.alias[v], i);
+        }
+    }
+    for &v in ir.outputs.iter().chain(ir.assigns.iter().map(|a| &a.1)) {
+        last_use.insert(ir.alias[v], usize::MAX);
+    }
+    // Values whose slot may change places with a variable's buffer.
+    let exact: Vec<Id> = ir.assigns.iter().map(|a| ir.alias[a.1]).collect();
+
+    let mut places: HashMap<Id, Place> = HashMap::new();
+    for (i, (v, _)) in ir.inputs.iter().enumerate() {
+        places.insert(*v, Place::Input(i));
+    }
+    for (i, variable) in ir.variables.iter().enumerate() {
+        places.insert(variable.id.index(), Place::Variable(i));
+    }
+    let mut constants: Vec<Tensor> = Vec::new();
+    let mut slots = Slots::default();
+    let mut scratch = 0;
+    let mut planned = Vec::with_capacity(ir.steps.len());
+    for (at, step) in std::mem::take(&mut ir.steps).into_iter().enumerate() {
+        let constant = |v| ir.constant(v).or_else(|| ir.frozen(v));
+        let kernel = step.compile(&ir.types, constant, threads)?;
+        let mut args = Vec::with_capacity(step.inputs.len());
+        let mut packs = Vec::new();
+        for &v in &step.inputs {
+            let root = ir.alias[v];
+            let place = *places.entry(root).or_insert_with(|| {
+                constants.push(ir.constants[&root].clone());
+                Place::Constant(constants.len() - 1)
+            });
+            if let Place::Variable(i) = place
+                && !ir.variables[i].assigned
+            {
+                packs.push(i);
+            }
+            args.push(Port::new(place, &ir.types[v])?);
+        }
+        let mut outs = Vec::with_capacity(step.outputs.len());
+        for &v in &step.outputs {
+            outs.push(Port::new(Place::Given, &ir.types[v])?);
+        }
+        let given = in_place(&*kernel, &args, &outs, |i| {
+            last_use
+                .get(&ir.alias[step.inputs[i]])
+                .is_some_and(|&last| last == at)
+        });
+        for (o, &v) in step.outputs.iter().enumerate() {
+            let over = given
+                .iter()
+                .find(|(_, out)| *out == o)
+                .map(|&(i, _)| args[i].place);
+            let slot = match over {
+                Some(Place::Slot(slot)) => slot,
+                _ if exact.contains(&v) => slots.take_exact(outs[o].bytes),
+                _ => slots.take(outs[o].bytes),
+            };
+            outs[o].place = Place::Slot(slot);
+            places.insert(v, outs[o].place);
+        }
+        for &(i, _) in &given {
+            args[i].place = Place::Given;
+        }
+        for &v in &step.inputs {
+            let root = ir.alias[v];
+            let is_given = given.iter().any(|&(i, _)| ir.alias[step.inputs[i]] == root);
+            if let (Some(&Place::Slot(slot)), Some(&last)) =
+                (places.get(&root), last_use.get(&root))
+                && last == at
+                && !is_given
+                && !slots.free.contains(&slot)
+            {
+                slots.free.push(slot);
+            }
+        }
+        for &v in &step.outputs {
+            // An output that nothing reads.
+            if let (None, Place::Slot(slot)) = (last_use.get(&v), places[&v]) {
+                slots.free.push(slot);
+            }
+        }
+        scratch = scratch.max(kernel.scratch());
+        planned.push(Planned {
+            scratch: kernel.scratch(),
+            kernel,
+            args,
+            outs,
+            step,
+            packs,
+        });
+    }
+
+    let mut place_of = |v: Id, constants: &mut Vec<Tensor>| {
+        let root = ir.alias[v];
+        *places.entry(root).or_insert_with(|| {
+            constants.push(ir.constants[&root].clone());
+            Place::Constant(constants.len() - 1)
+        })
+    };
+    let mut outputs = Vec::new();
+    for &v in &ir.outputs {
+        let place = place_of(v, &mut constants);
+        outputs.push(Port::new(place, &ir.types[v])?);
+    }
+    let mut inputs = Vec::new();
+    for (i, (v, name)) in ir.inputs.iter().enumerate() {
+        inputs.push((name.clone(), Port::new(Place::Input(i), &ir.types[*v])?));
+    }
+    let mut assignments: Vec<Assignment> = Vec::new();
+    for &(target, source) in &ir.assigns {
+        let (Place::Variable(variable), Place::Slot(slot)) = (
+            place_of(target, &mut constants),
+            place_of(source, &mut constants),
+        ) else {
+            unreachable!("`copy_assigned` has put assigned values into slots");
+        };
+        let same_size = slots.bytes[slot] == ir.variables[variable].content.size_in_bytes();
+        let taken = assignments.iter().any(|a| a.slot == slot && a.swap);
+        assignments.push(Assignment {
+            variable,
+            slot,
+            swap: same_size && !taken,
+        });
+    }
+    assignments.sort_by_key(|a| a.swap);
+    Ok(Plan {
+        types: ir.types,
+        alias: ir.alias,
+        steps: planned,
+        inputs,
+        outputs,
+        constants,
+        variables: ir.variables,
+        assignments,
+        slots: slots.bytes,
+        scratch,
+        threads,
+    })
+}
+
+/// The inputs that are given up for outputs: in a slot, read here for the last time and by no
+/// other operand, of the output's size.
+fn in_place(
+    kernel: &dyn Kernel,
+    args: &[Port],
+    outs: &[Port],
+    is_last: impl Fn(usize) -> bool,
+) -> Vec<(usize, usize)> {
+    let mut given: Vec<(usize, usize)> = Vec::new();
+    for &(i, o) in kernel.in_place() {
+        let in_slot = matches!(args[i].place, Place::Slot(_)) && args[i].bytes == outs[o].bytes;
+        let alone = args.iter().filter(|a| a.place == args[i].place).count() == 1;
+        let free = given.iter().all(|&(a, b)| a != i && b != o);
+        if in_slot && alone && free && is_last(i) {
+            given.push((i, o));
+        }
+    }
+    given
+}

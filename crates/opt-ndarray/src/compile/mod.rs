@@ -1,0 +1,46 @@
+//! From a graph to a plan: bind shapes, lower, fold constants, fuse, place in memory.
+
+mod fold;
+mod fuse;
+mod memory;
+pub(crate) mod plan;
+
+use opt_core::{CompileSpec, Graph, Result, ResultExt};
+
+use plan::{Ir, Plan};
+
+/// Multiply-adds, or elements, of a whole graph below which it runs on the calling thread:
+/// handing work to others takes longer.
+const PARALLEL: u64 = 1 << 18;
+
+/// Compiles a graph for a number of threads.
+pub(crate) fn compile(graph: &Graph, spec: &CompileSpec, threads: usize) -> Result<Plan> {
+    let graph = graph.bind(&spec.bindings)?;
+    let mut ir = Ir::new(&graph)?;
+    let threads = if work(&graph)? < PARALLEL { 1 } else { threads };
+    ir.remove_dead();
+    // Matchers of patterns that involve constants, such as quantized weights, come here, before
+    // folding turns the constants into something else and fusion joins the nodes with others.
+    fold::fold(&mut ir)?;
+    fuse::fuse(&mut ir)?;
+    ir.remove_dead();
+    memory::plan(ir, threads)
+}
+
+/// What the graph costs to run.
+fn work(graph: &Graph) -> Result<u64> {
+    let mut work = 0u64;
+    for (_, node) in graph.nodes() {
+        let types = |ids: &[opt_core::ValueId]| -> Vec<_> {
+            ids.iter().map(|&v| graph.type_of(v).clone()).collect()
+        };
+        let (inputs, outputs) = (types(node.inputs()), types(node.outputs()));
+        let cost = node
+            .op()
+            .rules()
+            .cost(&inputs, &outputs)
+            .at(|| node.name().to_string())?;
+        work = work.saturating_add(cost.macs).saturating_add(cost.elements);
+    }
+    Ok(work)
+}

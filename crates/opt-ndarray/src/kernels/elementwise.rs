@@ -1,0 +1,732 @@
+//! Element-wise ops, alone or fused: a small register program that runs over tiles of the output
+//! small enough for the first-level cache.
+
+use std::fmt::Write as _;
+
+use half::{bf16, f16};
+use opt_core::ops::{BinaryOp, Op, UnaryOp};
+use opt_core::tensor::Dims;
+use opt_core::{DType, Element, Error, Result};
+use smallvec::SmallVec;
+
+use super::lanes::{Lane, Side, has_binary, has_unary};
+use super::{Arg, CompileCx, Kernel, Out, RunCx, SharedMut, parallel};
+
+/// Elements a tile.
+pub(super) const TILE: usize = 512;
+
+/// Elements times instructions from which a second thread is worth its start.
+const PARALLEL: usize = 1 << 16;
+
+/// Where a node of a program reads from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Operand {
+    /// An input of the kernel.
+    Input(usize),
+    /// An earlier node.
+    Node(usize),
+}
+
+/// Element-wise nodes to fuse, in topological order, all of one output shape.
+#[derive(Debug, Clone)]
+pub(crate) struct Spec {
+    pub(crate) shape: Dims,
+    /// Dtype and shape of each input; it broadcasts to `shape`.
+    pub(crate) inputs: Vec<(DType, Dims)>,
+    pub(crate) nodes: Vec<SpecNode>,
+    /// The nodes whose values are outputs.
+    pub(crate) outputs: Vec<usize>,
+}
+
+/// A node of a [`Spec`].
+#[derive(Debug, Clone)]
+pub(crate) struct SpecNode {
+    pub(crate) op: Op,
+    pub(crate) operands: SmallVec<[Operand; 3]>,
+    /// The dtype of its value.
+    pub(crate) dtype: DType,
+}
+
+/// The type that values have in registers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Class {
+    F32,
+    F64,
+    I64,
+}
+
+impl Class {
+    /// The class of a dtype; booleans are 0 and 1 in each.
+    pub(crate) fn of(dtype: DType) -> Result<Option<Class>> {
+        Ok(match dtype {
+            DType::F32 | DType::F16 | DType::BF16 => Some(Class::F32),
+            DType::F64 => Some(Class::F64),
+            DType::I64 | DType::I32 | DType::I8 | DType::U8 => Some(Class::I64),
+            DType::Bool => None,
+            other => {
+                return Err(Error::unsupported(format!(
+                    "element-wise ops on {other}; cast or dequantize first"
+                )));
+            }
+        })
+    }
+}
+
+/// Compiles one element-wise node.
+pub(crate) fn compile(op: &Op, cx: &CompileCx<'_>) -> Result<Box<dyn Kernel>> {
+    if let Op::Cast(_) = op {
+        return Ok(Box::new(Cast));
+    }
+    let inputs = cx
+        .inputs
+        .iter()
+        .map(|ty| Ok((ty.dtype, ty.shape.fixed()?)))
+        .collect::<Result<Vec<_>>>()?;
+    let spec = Spec {
+        shape: cx.outputs[0].shape.fixed()?,
+        nodes: vec![SpecNode {
+            op: op.clone(),
+            operands: (0..inputs.len()).map(Operand::Input).collect(),
+            dtype: cx.outputs[0].dtype,
+        }],
+        inputs,
+        outputs: vec![0],
+    };
+    program(&spec, cx.threads)
+}
+
+/// Compiles fused nodes.
+pub(crate) fn program(spec: &Spec, threads: usize) -> Result<Box<dyn Kernel>> {
+    let mut class = None;
+    let dtypes = spec
+        .inputs
+        .iter()
+        .map(|(d, _)| *d)
+        .chain(spec.nodes.iter().map(|n| n.dtype));
+    for dtype in dtypes {
+        match (class, Class::of(dtype)?) {
+            (None, found) => class = found,
+            (Some(a), Some(b)) if a != b => {
+                return Err(Error::dtype("an element-wise kernel mixes number types"));
+            }
+            _ => {}
+        }
+    }
+    Program::new(spec, class.unwrap_or(Class::F32), threads).map(|p| Box::new(p) as Box<dyn Kernel>)
+}
+
+/// How an input lies in memory against the flat index of the output.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Walk {
+    /// Sizes and strides of the axes that are left after merging.
+    axes: SmallVec<[(usize, usize); 6]>,
+}
+
+impl Walk {
+    /// The walk over an input that broadcasts to a shape.
+    pub(super) fn new(input: &[usize], shape: &[usize]) -> Walk {
+        let lead = shape.len() - input.len();
+        let mut axes: SmallVec<[(usize, usize); 6]> = SmallVec::new();
+        let mut stride = 1;
+        for (axis, &size) in shape.iter().enumerate().rev() {
+            let own = if axis >= lead { input[axis - lead] } else { 1 };
+            let step = if own == 1 { 0 } else { stride };
+            stride *= own;
+            if size == 1 {
+                continue;
+            }
+            // Built from the innermost axis outwards: the last pushed is the next inner one.
+            match axes.last_mut() {
+                Some((n, s)) if step == *s * *n => *n *= size,
+                _ => axes.push((size, step)),
+            }
+        }
+        axes.reverse();
+        Walk { axes }
+    }
+
+    fn is_scalar(&self) -> bool {
+        self.axes.iter().all(|&(_, step)| step == 0)
+    }
+
+    fn is_full(&self) -> bool {
+        matches!(self.axes[..], [(_, 1)])
+    }
+
+    /// Copies the entries `start..start + out.len()` of the broadcast input.
+    pub(super) fn load<S: Copy, R: Copy>(
+        &self,
+        source: &[S],
+        start: usize,
+        out: &mut [R],
+        convert: impl Fn(S) -> R,
+    ) {
+        let Some((&(inner, step), outer)) = self.axes.split_last() else {
+            out.fill(convert(source[0]));
+            return;
+        };
+        let mut done = 0;
+        while done < out.len() {
+            let mut rest = (start + done) / inner;
+            let at = (start + done) % inner;
+            let mut base = 0;
+            for &(size, step) in outer.iter().rev() {
+                base += (rest % size) * step;
+                rest /= size;
+            }
+            let run = (inner - at).min(out.len() - done);
+            let target = &mut out[done..done + run];
+            match step {
+                0 => target.fill(convert(source[base])),
+                1 => {
+                    for (to, &from) in target.iter_mut().zip(&source[base + at..]) {
+                        *to = convert(from);
+                    }
+                }
+                _ => {
+                    for (i, to) in target.iter_mut().enumerate() {
+                        *to = convert(source[base + (at + i) * step]);
+                    }
+                }
+            }
+            done += run;
+        }
+    }
+}
+
+/// Where an instruction reads from.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Src {
+    Reg(usize),
+    /// An input of the class's own dtype that lies as the output does.
+    Full(usize),
+    /// An input that has one element.
+    Scalar(usize),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Code {
+    /// Brings an input into a register: broadcast, converted, or about to be overwritten.
+    Load(usize),
+    Unary(UnaryOp),
+    Binary(BinaryOp),
+    Select,
+    /// 1 where not 0.
+    NonZero,
+}
+
+#[derive(Debug, Clone)]
+struct Instruction {
+    code: Code,
+    sources: SmallVec<[Src; 3]>,
+    target: usize,
+}
+
+#[derive(Debug)]
+struct Input {
+    dtype: DType,
+    walk: Walk,
+}
+
+#[derive(Debug)]
+struct Program {
+    name: String,
+    class: Class,
+    len: usize,
+    inputs: Vec<Input>,
+    code: Vec<Instruction>,
+    outputs: Vec<(Src, DType)>,
+    /// The last three are those that scalars are spread into.
+    registers: usize,
+    in_place: Vec<(usize, usize)>,
+    threads: usize,
+}
+
+/// Hands out the lowest free register.
+#[derive(Default)]
+struct Registers {
+    used: Vec<bool>,
+}
+
+impl Registers {
+    fn take(&mut self) -> usize {
+        let free = self.used.iter().position(|u| !u).unwrap_or(self.used.len());
+        if free == self.used.len() {
+            self.used.push(true);
+        }
+        self.used[free] = true;
+        free
+    }
+}
+
+impl Program {
+    fn new(spec: &Spec, class: Class, threads: usize) -> Result<Program> {
+        let len: usize = spec.shape.iter().product();
+        let inputs: Vec<Input> = spec
+            .inputs
+            .iter()
+            .map(|(dtype, shape)| Input {
+                dtype: *dtype,
+                walk: Walk::new(shape, &spec.shape),
+            })
+            .collect();
+        let own = match class {
+            Class::F32 => DType::F32,
+            Class::F64 => DType::F64,
+            Class::I64 => DType::I64,
+        };
+        // The position after which an operand's register is free.
+        let mut last_use: Vec<(Operand, usize)> = Vec::new();
+        for (i, node) in spec.nodes.iter().enumerate() {
+            for &operand in &node.operands {
+                match last_use.iter_mut().find(|(o, _)| *o == operand) {
+                    Some((_, at)) => *at = i,
+                    None => last_use.push((operand, i)),
+                }
+            }
+        }
+        for &o in &spec.outputs {
+            last_use.retain(|(operand, _)| *operand != Operand::Node(o));
+        }
+        let mut registers = Registers::default();
+        let mut code = Vec::new();
+        let mut places: Vec<(Operand, Src)> = Vec::new();
+        for (i, node) in spec.nodes.iter().enumerate() {
+            let mut sources = SmallVec::new();
+            for &operand in &node.operands {
+                let known = places.iter().find(|(o, _)| *o == operand).map(|(_, s)| *s);
+                let source = match (known, operand) {
+                    (Some(source), _) => source,
+                    (None, Operand::Node(_)) => {
+                        return Err(Error::invalid("a fused node reads a later one"));
+                    }
+                    (None, Operand::Input(input)) => {
+                        let Input { dtype, walk } = &inputs[input];
+                        let source = if walk.is_scalar() {
+                            Src::Scalar(input)
+                        } else if walk.is_full() && *dtype == own {
+                            Src::Full(input)
+                        } else {
+                            let target = registers.take();
+                            code.push(Instruction {
+                                code: Code::Load(input),
+                                sources: SmallVec::new(),
+                                target,
+                            });
+                            Src::Reg(target)
+                        };
+                        places.push((operand, source));
+                        source
+                    }
+                };
+                sources.push(source);
+            }
+            let place = match &node.op {
+                Op::Unary(unary) if has_unary(unary.op, class != Class::I64) => {
+                    Some(Code::Unary(unary.op))
+                }
+                Op::Binary(binary) if has_binary(binary.op) => Some(Code::Binary(binary.op)),
+                Op::Where(_) => Some(Code::Select),
+                Op::Cast(_) if node.dtype == DType::Bool => Some(Code::NonZero),
+                // Booleans are numbers already.
+                Op::Cast(_) => None,
+                other => {
+                    let dtype = node.dtype;
+                    return Err(Error::unsupported(format!("{} on {dtype}", other.name())));
+                }
+            };
+            let target = match place {
+                // Taken before the operands are released: no instruction writes what it reads.
+                Some(instruction) => {
+                    let target = registers.take();
+                    code.push(Instruction {
+                        code: instruction,
+                        sources,
+                        target,
+                    });
+                    Src::Reg(target)
+                }
+                None => sources[0],
+            };
+            places.push((Operand::Node(i), target));
+            // A register that two operands share is free only after the later one.
+            for &(operand, at) in last_use.iter().filter(|(_, at)| *at == i) {
+                let Some(Src::Reg(r)) = places.iter().find(|(o, _)| *o == operand).map(|(_, s)| *s)
+                else {
+                    continue;
+                };
+                let shared = places.iter().any(|(o, s)| {
+                    *s == Src::Reg(r)
+                        && *o != operand
+                        && (last_use.iter().any(|(p, later)| p == o && *later > at)
+                            || matches!(o, Operand::Node(n) if spec.outputs.contains(n) || *n == i))
+                });
+                if !shared {
+                    registers.used[r] = false;
+                    places.retain(|(_, s)| *s != Src::Reg(r));
+                }
+            }
+        }
+        let mut outputs = Vec::new();
+        for &o in &spec.outputs {
+            let place = places.iter().find(|(p, _)| *p == Operand::Node(o));
+            let (_, source) = place.ok_or_else(|| Error::invalid("an output is no node"))?;
+            outputs.push((*source, spec.nodes[o].dtype));
+        }
+        // Each input stands in one pair at most, so that its output is known when it is given
+        // up; so does each output, unless it is the only one, for which any input may go.
+        let mut in_place: Vec<(usize, usize)> = Vec::new();
+        for (i, input) in inputs.iter().enumerate() {
+            let free = outputs.iter().enumerate().find(|&(o, (_, dtype))| {
+                input.walk.is_full()
+                    && input.dtype == *dtype
+                    && (outputs.len() == 1 || in_place.iter().all(|&(_, used)| used != o))
+            });
+            in_place.extend(free.map(|(o, _)| (i, o)));
+        }
+        let mut name = String::new();
+        for (i, node) in spec.nodes.iter().enumerate() {
+            let plus = if i == 0 { "" } else { "+" };
+            let _ = write!(name, "{plus}{}", node.op.name().to_lowercase());
+        }
+        // Three more for the scalars of a `Select`, which has no scalar form.
+        let registers = registers.used.len() + 3;
+        Ok(Program {
+            name,
+            class,
+            len,
+            inputs,
+            code,
+            outputs,
+            registers,
+            in_place,
+            threads,
+        })
+    }
+
+    fn tasks(&self, threads: usize) -> usize {
+        let work = self.len * self.code.len().max(1);
+        if threads <= 1 || work < PARALLEL {
+            1
+        } else {
+            threads.min(self.len.div_ceil(TILE))
+        }
+    }
+
+    fn run_as<R: Lane>(&self, args: &[Arg<'_>], outs: &mut [Out<'_>], cx: &mut RunCx<'_>) {
+        let scalars: SmallVec<[R; 8]> = self
+            .inputs
+            .iter()
+            .zip(args)
+            .map(|(input, arg)| {
+                let mut value = [R::default()];
+                if input.walk.is_scalar() && !arg.bytes.is_empty() {
+                    load(input.dtype, arg.bytes, &input.walk, 0, &mut value);
+                }
+                value[0]
+            })
+            .collect();
+        let outs: SmallVec<[SharedMut<'_, u8>; 4]> = outs
+            .iter_mut()
+            .map(|out| SharedMut::new(out.bytes))
+            .collect();
+        let tasks = self.tasks(cx.threads);
+        let registers: &mut [R] = bytemuck::cast_slice_mut(&mut *cx.scratch);
+        let registers = SharedMut::new(registers);
+        let size = self.registers * TILE;
+        let tiles = self.len.div_ceil(TILE);
+        parallel(cx.threads, tasks, |task| {
+            #[expect(unsafe_code, reason = "each task has its own registers")]
+            // SAFETY: the ranges of two tasks do not overlap.
+            let registers = unsafe { registers.part(task * size..(task + 1) * size) };
+            for tile in task * tiles / tasks..(task + 1) * tiles / tasks {
+                let start = tile * TILE;
+                self.tile(
+                    args,
+                    &scalars,
+                    &outs,
+                    registers,
+                    start,
+                    TILE.min(self.len - start),
+                );
+            }
+        });
+    }
+
+    /// Computes the output entries `start..start + len`.
+    fn tile<R: Lane>(
+        &self,
+        args: &[Arg<'_>],
+        scalars: &[R],
+        outs: &[SharedMut<'_, u8>],
+        registers: &mut [R],
+        start: usize,
+        len: usize,
+    ) {
+        let registers = SharedMut::new(registers);
+        #[expect(
+            unsafe_code,
+            reason = "registers and outputs are used by one instruction a time"
+        )]
+        // SAFETY, for all parts taken below: this task alone has these registers and this range
+        // of the outputs; the target of an instruction is none of its sources (the program is
+        // built so), and what it reads of an output was not written yet in this tile.
+        unsafe {
+            let read = |source: Src| -> Side<'_, R> {
+                match source {
+                    Src::Reg(r) => Side::Slice(registers.part(r * TILE..r * TILE + len)),
+                    Src::Scalar(input) => Side::Scalar(scalars[input]),
+                    Src::Full(input) => {
+                        let bytes = self.source(args, outs, input, start, len);
+                        Side::Slice(bytemuck::cast_slice(bytes))
+                    }
+                }
+            };
+            for instruction in &self.code {
+                let target = instruction.target * TILE;
+                let out = registers.part(target..target + len);
+                match instruction.code {
+                    Code::Load(input) => {
+                        let Input { dtype, walk } = &self.inputs[input];
+                        if walk.is_full() {
+                            let bytes = self.source(args, outs, input, start, len);
+                            load(*dtype, bytes, walk, 0, out);
+                        } else {
+                            load(*dtype, args[input].bytes, walk, start, out);
+                        }
+                    }
+                    Code::Unary(op) => match read(instruction.sources[0]) {
+                        Side::Slice(x) => R::unary(op, x, out),
+                        Side::Scalar(x) => {
+                            let mut y = [R::default()];
+                            R::unary(op, &[x], &mut y);
+                            out.fill(y[0]);
+                        }
+                    },
+                    Code::Binary(op) => {
+                        R::binary(
+                            op,
+                            read(instruction.sources[0]),
+                            read(instruction.sources[1]),
+                            out,
+                        );
+                    }
+                    Code::NonZero => R::binary(
+                        BinaryOp::NotEqual,
+                        read(instruction.sources[0]),
+                        Side::Scalar(R::default()),
+                        out,
+                    ),
+                    Code::Select => {
+                        let mut slices: [&[R]; 3] = [&[]; 3];
+                        for (i, &source) in instruction.sources.iter().enumerate() {
+                            slices[i] = match read(source) {
+                                Side::Slice(x) => x,
+                                Side::Scalar(x) => {
+                                    let at = (self.registers - 3 + i) * TILE;
+                                    let spread = registers.part(at..at + len);
+                                    spread.fill(x);
+                                    spread
+                                }
+                            };
+                        }
+                        let [c, a, b] = slices;
+                        for (((out, &c), &a), &b) in out.iter_mut().zip(c).zip(a).zip(b) {
+                            *out = if c == R::default() { b } else { a };
+                        }
+                    }
+                }
+            }
+            for (o, &(source, dtype)) in self.outputs.iter().enumerate() {
+                let size = dtype.bits() / 8;
+                let target = outs[o].part(start * size..(start + len) * size);
+                match read(source) {
+                    Side::Slice(x) => store(dtype, x, target),
+                    Side::Scalar(x) => {
+                        let at = (self.registers - 3) * TILE;
+                        let spread = registers.part(at..at + len);
+                        spread.fill(x);
+                        store(dtype, spread, target);
+                    }
+                }
+            }
+        }
+    }
+
+    /// The bytes of a tile of an input that lies as the output does; of one that was given up
+    /// for an output, the bytes of that output.
+    ///
+    /// # Safety
+    /// That range of the outputs is not written meanwhile.
+    #[expect(unsafe_code, reason = "reads an output in place")]
+    unsafe fn source<'a>(
+        &self,
+        args: &[Arg<'a>],
+        outs: &'a [SharedMut<'_, u8>],
+        input: usize,
+        start: usize,
+        len: usize,
+    ) -> &'a [u8] {
+        let size = self.inputs[input].dtype.bits() / 8;
+        let range = start * size..(start + len) * size;
+        if !args[input].bytes.is_empty() {
+            return &args[input].bytes[range];
+        }
+        // Every input stands in at most one pair.
+        let pair = self.in_place.iter().find(|(i, _)| *i == input);
+        let (_, output) = *pair.expect("it was given up for an output");
+        // SAFETY: passed on.
+        unsafe { outs[output].part(range) }
+    }
+}
+
+impl Kernel for Program {
+    fn name(&self) -> String {
+        self.name.clone()
+    }
+
+    fn scratch(&self) -> usize {
+        let size = match self.class {
+            Class::F32 => size_of::<f32>(),
+            Class::F64 | Class::I64 => size_of::<f64>(),
+        };
+        self.tasks(self.threads) * self.registers * TILE * size
+    }
+
+    fn in_place(&self) -> &[(usize, usize)] {
+        &self.in_place
+    }
+
+    fn run(&self, args: &[Arg<'_>], outs: &mut [Out<'_>], cx: &mut RunCx<'_>) -> Result<()> {
+        match self.class {
+            Class::F32 => self.run_as::<f32>(args, outs, cx),
+            Class::F64 => self.run_as::<f64>(args, outs, cx),
+            Class::I64 => self.run_as::<i64>(args, outs, cx),
+        }
+        Ok(())
+    }
+}
+
+/// Loads entries of any dtype into a register.
+fn load<R: Lane>(dtype: DType, bytes: &[u8], walk: &Walk, start: usize, out: &mut [R]) {
+    use bytemuck::cast_slice;
+    match dtype {
+        DType::F32 => walk.load(cast_slice::<u8, f32>(bytes), start, out, R::from_f32),
+        DType::F64 => walk.load(cast_slice::<u8, f64>(bytes), start, out, R::from_f64),
+        DType::F16 => walk.load(cast_slice::<u8, f16>(bytes), start, out, |x| {
+            R::from_f32(x.to_f32())
+        }),
+        DType::BF16 => walk.load(cast_slice::<u8, bf16>(bytes), start, out, |x| {
+            R::from_f32(x.to_f32())
+        }),
+        DType::I64 => walk.load(cast_slice::<u8, i64>(bytes), start, out, R::from_i64),
+        DType::I32 => walk.load(cast_slice::<u8, i32>(bytes), start, out, |x| {
+            R::from_i64(x.into())
+        }),
+        DType::I8 => walk.load(cast_slice::<u8, i8>(bytes), start, out, |x| {
+            R::from_i64(x.into())
+        }),
+        _ => walk.load(bytes, start, out, |x| R::from_i64(x.into())),
+    }
+}
+
+/// Stores a register as entries of any dtype; integers wrap around.
+fn store<R: Lane>(dtype: DType, from: &[R], to: &mut [u8]) {
+    fn all<R: Copy, T: bytemuck::Pod>(from: &[R], to: &mut [u8], convert: impl Fn(R) -> T) {
+        let to: &mut [T] = bytemuck::cast_slice_mut(to);
+        for (to, &from) in to.iter_mut().zip(from) {
+            *to = convert(from);
+        }
+    }
+    match dtype {
+        DType::F32 => all(from, to, R::to_f32),
+        DType::F64 => all(from, to, R::to_f64),
+        DType::F16 => all(from, to, |x| f16::from_f32(x.to_f32())),
+        DType::BF16 => all(from, to, |x| bf16::from_f32(x.to_f32())),
+        DType::I64 => all(from, to, R::to_i64),
+        DType::I32 => all(from, to, |x| x.to_i64() as i32),
+        DType::I8 => all(from, to, |x| x.to_i64() as i8),
+        DType::Bool => all(from, to, |x| u8::from(x != R::default())),
+        _ => all(from, to, |x| x.to_i64() as u8),
+    }
+}
+
+/// Conversion of the element type, as [`opt_core::Tensor::cast`] does it.
+#[derive(Debug)]
+struct Cast;
+
+impl Kernel for Cast {
+    fn name(&self) -> String {
+        "cast".into()
+    }
+
+    fn run(&self, args: &[Arg<'_>], outs: &mut [Out<'_>], _: &mut RunCx<'_>) -> Result<()> {
+        let (from, to) = (&args[0], &mut outs[0]);
+        match from.dtype {
+            DType::F32 => cast_from::<f32>(from, to),
+            DType::F64 => cast_from::<f64>(from, to),
+            DType::F16 => cast_from::<f16>(from, to),
+            DType::BF16 => cast_from::<bf16>(from, to),
+            DType::I64 => cast_from::<i64>(from, to),
+            DType::I32 => cast_from::<i32>(from, to),
+            DType::I8 => cast_from::<i8>(from, to),
+            DType::U8 | DType::Bool => cast_from::<u8>(from, to),
+            other => Err(Error::unsupported(format!(
+                "a cast of {other}; dequantize it"
+            ))),
+        }
+    }
+}
+
+fn cast_from<S: Element>(from: &Arg<'_>, to: &mut Out<'_>) -> Result<()> {
+    fn all<S: Element, T: Element>(from: &[S], to: &mut [T]) {
+        for (to, &from) in to.iter_mut().zip(from) {
+            *to = T::from_f64(from.to_f64());
+        }
+    }
+    let from: &[S] = from.typed();
+    match to.dtype {
+        dtype if dtype == S::DTYPE => to.typed::<S>().copy_from_slice(from),
+        DType::F32 => all(from, to.typed::<f32>()),
+        DType::F64 => all(from, to.typed::<f64>()),
+        DType::F16 => all(from, to.typed::<f16>()),
+        DType::BF16 => all(from, to.typed::<bf16>()),
+        DType::I64 => all(from, to.typed::<i64>()),
+        DType::I32 => all(from, to.typed::<i32>()),
+        DType::I8 => all(from, to.typed::<i8>()),
+        DType::U8 => all(from, to.typed::<u8>()),
+        DType::Bool => {
+            for (to, from) in to.typed::<u8>().iter_mut().zip(from) {
+                *to = u8::from(from.to_f64() != 0.0);
+            }
+        }
+        other => {
+            return Err(Error::unsupported(format!(
+                "a cast to {other}; quantize it"
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// Applies functions to a slice, in order; what `matmul` and `conv` do to their outputs.
+pub(crate) fn apply(ops: &[UnaryOp], data: &mut [f32]) {
+    if ops.is_empty() {
+        return;
+    }
+    let mut tile = [0f32; TILE];
+    for chunk in data.chunks_mut(TILE) {
+        for &op in ops {
+            let copy = &mut tile[..chunk.len()];
+            copy.copy_from_slice(chunk);
+            f32::unary(op, copy, chunk);
+        }
+    }
+}
+
+/// The name of a kernel that applies functions to its result: `conv+relu`.
+pub(crate) fn with_epilogue(name: &str, epilogue: &[UnaryOp]) -> String {
+    epilogue.iter().fold(name.to_string(), |name, op| {
+        format!("{name}+{}", op.name().to_lowercase())
+    })
+}

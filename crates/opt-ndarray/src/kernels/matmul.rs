@@ -1,0 +1,219 @@
+//! Matrix products, batched and broadcast, with a bias and functions applied to the result.
+
+use half::{bf16, f16};
+use opt_core::ops::{self, UnaryOp};
+use opt_core::tensor::Dims;
+use opt_core::{DType, Element, Error, Result};
+
+use super::elementwise::{self, Walk};
+use super::gemm::{self, Base, Gemm, Lhs, Mat, PackedRhs, Rhs};
+use super::{Arg, CompileCx, Kernel, Out, RunCx, parallel_chunks};
+
+pub(crate) fn compile(op: &ops::MatMul, cx: &CompileCx<'_>) -> Result<Box<dyn Kernel>> {
+    let (a, b) = (cx.inputs[0].shape.fixed()?, cx.inputs[1].shape.fixed()?);
+    let out = cx.outputs[0].shape.fixed()?;
+    let (ra, rb, ro) = (a.len(), b.len(), out.len());
+    let (mut m, n) = (out[ro - 2], out[ro - 1]);
+    let k = if op.trans_a { a[ra - 2] } else { a[ra - 1] };
+    let mut batch: Dims = out[..ro - 2].into();
+    let (mut a_batch, b_batch): (Dims, Dims) = (a[..ra - 2].into(), b[..rb - 2].into());
+    // One right matrix for all left ones: their rows make one tall matrix.
+    if b_batch.iter().all(|&d| d == 1) && !op.trans_a && a_batch == batch {
+        m *= batch.iter().product::<usize>();
+        (batch, a_batch) = (Dims::new(), Dims::new());
+    }
+    let batches: usize = batch.iter().product();
+    let offsets = |own: &[usize], size: usize| {
+        let mut out = vec![0usize; batches];
+        let numbers: Vec<usize> = (0..own.iter().product()).map(|i: usize| i * size).collect();
+        if !numbers.is_empty() && batches > 0 {
+            Walk::new(own, &batch).load(&numbers, 0, &mut out, |x| x);
+        }
+        out
+    };
+    let b_strides = if op.trans_b { (1, k) } else { (n, 1) };
+    let packed = match &cx.constants[1] {
+        Some(b) if b.dtype() == DType::F32 && b_batch.iter().all(|&d| d == 1) => {
+            let b = b.contiguous();
+            let b = Mat {
+                data: b.as_slice::<f32>()?,
+                row: b_strides.0,
+                col: b_strides.1,
+            };
+            Some(PackedRhs::new(b, m, n, k))
+        }
+        _ => None,
+    };
+    Ok(Box::new(MatMul {
+        m,
+        n,
+        k,
+        a_strides: if op.trans_a { (1, out[ro - 2]) } else { (k, 1) },
+        b_strides,
+        a_offsets: offsets(&a_batch, m * k),
+        b_offsets: offsets(&b_batch, k * n),
+        packed,
+        epilogue: cx.epilogue.to_vec(),
+        half: matches!(cx.inputs[0].dtype, DType::F16 | DType::BF16)
+            .then(|| a.iter().product::<usize>() + b.iter().product::<usize>() + m * n * batches),
+    }))
+}
+
+#[derive(Debug)]
+struct MatMul {
+    m: usize,
+    n: usize,
+    k: usize,
+    /// Strides of rows and columns.
+    a_strides: (usize, usize),
+    b_strides: (usize, usize),
+    /// Where the operands of each product of the batch start.
+    a_offsets: Vec<usize>,
+    b_offsets: Vec<usize>,
+    packed: Option<PackedRhs>,
+    epilogue: Vec<UnaryOp>,
+    /// For 16-bit floats the number of elements of the operands and the result, which are
+    /// converted.
+    half: Option<usize>,
+}
+
+impl MatMul {
+    fn f32(&self, a: &[f32], b: &[f32], bias: Option<&[f32]>, out: &mut [f32], threads: usize) {
+        let one = |batch: usize, out: &mut [f32], threads: usize| {
+            let gemm = Gemm {
+                m: self.m,
+                n: self.n,
+                k: self.k,
+                a: Lhs::Plain(Mat {
+                    data: &a[self.a_offsets[batch]..],
+                    row: self.a_strides.0,
+                    col: self.a_strides.1,
+                }),
+                b: match &self.packed {
+                    Some(packed) => Rhs::Packed(packed),
+                    None => Rhs::Plain(Mat {
+                        data: &b[self.b_offsets[batch]..],
+                        row: self.b_strides.0,
+                        col: self.b_strides.1,
+                    }),
+                },
+                base: bias.map_or(Base::Zero, Base::Row),
+                threads,
+            };
+            gemm.run(out, self.n);
+            if !self.epilogue.is_empty() {
+                parallel_chunks(threads, out, 1 << 14, |_, out| {
+                    elementwise::apply(&self.epilogue, out);
+                });
+            }
+        };
+        let size = self.m * self.n;
+        if self.a_offsets.len() > 1 && gemm::is_small(self.m, self.n, self.k) {
+            parallel_chunks(threads, out, size, |batch, out| one(batch, out, 1));
+        } else {
+            for (batch, out) in out.chunks_mut(size.max(1)).enumerate() {
+                one(batch, out, threads);
+            }
+        }
+    }
+
+    fn f64(&self, a: &[f64], b: &[f64], out: &mut [f64]) {
+        for (batch, out) in out.chunks_mut((self.m * self.n).max(1)).enumerate() {
+            let a = Mat {
+                data: &a[self.a_offsets[batch]..],
+                row: self.a_strides.0,
+                col: self.a_strides.1,
+            };
+            let b = Mat {
+                data: &b[self.b_offsets[batch]..],
+                row: self.b_strides.0,
+                col: self.b_strides.1,
+            };
+            gemm::plain(self.m, self.n, self.k, a, b, false, out);
+        }
+    }
+
+    fn via_f32<T: Element>(
+        &self,
+        args: &[Arg<'_>],
+        out: &mut [T],
+        cx: &mut RunCx<'_>,
+        to: fn(T) -> f32,
+        from: fn(f32) -> T,
+    ) {
+        let scratch: &mut [f32] = bytemuck::cast_slice_mut(&mut *cx.scratch);
+        let (a, rest) = scratch.split_at_mut(args[0].typed::<T>().len());
+        let (b, rest) = rest.split_at_mut(args[1].typed::<T>().len());
+        for (wide, arg) in [(&mut *a, &args[0]), (&mut *b, &args[1])] {
+            for (wide, &x) in wide.iter_mut().zip(arg.typed::<T>()) {
+                *wide = to(x);
+            }
+        }
+        let wide = &mut rest[..out.len()];
+        self.f32(a, b, None, wide, cx.threads);
+        for (out, &x) in out.iter_mut().zip(&*wide) {
+            *out = from(x);
+        }
+    }
+
+    fn integers<A: Element + Into<i32>, B: Element + Into<i32>>(
+        &self,
+        args: &[Arg<'_>],
+        out: &mut [i32],
+        threads: usize,
+    ) {
+        let (a, b): (&[A], &[B]) = (args[0].typed(), args[1].typed());
+        let rows = self.m;
+        parallel_chunks(threads, out, self.n.max(1), |row, out| {
+            let (batch, i) = (row / rows, row % rows);
+            let (a, b) = (&a[self.a_offsets[batch]..], &b[self.b_offsets[batch]..]);
+            out.fill(0);
+            for p in 0..self.k {
+                let x: i32 = a[i * self.a_strides.0 + p * self.a_strides.1].into();
+                for (j, sum) in out.iter_mut().enumerate() {
+                    let y: i32 = b[p * self.b_strides.0 + j * self.b_strides.1].into();
+                    *sum = sum.wrapping_add(x * y);
+                }
+            }
+        });
+    }
+}
+
+impl Kernel for MatMul {
+    fn name(&self) -> String {
+        elementwise::with_epilogue("matmul", &self.epilogue)
+    }
+
+    fn scratch(&self) -> usize {
+        self.half.unwrap_or(0) * size_of::<f32>()
+    }
+
+    fn run(&self, args: &[Arg<'_>], outs: &mut [Out<'_>], cx: &mut RunCx<'_>) -> Result<()> {
+        let out = &mut outs[0];
+        match (args[0].dtype, args[1].dtype) {
+            (DType::F32, _) => {
+                let bias = args.get(2).map(|bias| bias.typed());
+                self.f32(
+                    args[0].typed(),
+                    args[1].typed(),
+                    bias,
+                    out.typed(),
+                    cx.threads,
+                );
+            }
+            (DType::F64, _) => self.f64(args[0].typed(), args[1].typed(), out.typed()),
+            (DType::F16, _) => self.via_f32(args, out.typed(), cx, f16::to_f32, f16::from_f32),
+            (DType::BF16, _) => self.via_f32(args, out.typed(), cx, bf16::to_f32, bf16::from_f32),
+            (DType::I8, DType::I8) => self.integers::<i8, i8>(args, out.typed(), cx.threads),
+            (DType::I8, DType::U8) => self.integers::<i8, u8>(args, out.typed(), cx.threads),
+            (DType::U8, DType::I8) => self.integers::<u8, i8>(args, out.typed(), cx.threads),
+            (DType::U8, DType::U8) => self.integers::<u8, u8>(args, out.typed(), cx.threads),
+            (a, b) => {
+                return Err(Error::unsupported(format!(
+                    "a matrix product of {a} and {b}"
+                )));
+            }
+        }
+        Ok(())
+    }
+}

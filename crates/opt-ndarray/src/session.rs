@@ -1,0 +1,360 @@
+//! Executables and sessions: a plan, and the buffers that one user runs it with.
+
+use std::fmt;
+use std::sync::Arc;
+
+use opt_core::backend::Step as StepInfo;
+use opt_core::tensor::Buffer;
+use opt_core::{DType, Element, Error, Executable, Result, ResultExt, Session, Tensor, ValueId};
+use smallvec::SmallVec;
+
+use crate::compile::plan::{Place, Plan, Planned, Port};
+use crate::kernels::{Arg, Kernel, Out, RunCx};
+
+/// A plan, with the pool that it runs in.
+pub(crate) struct CpuExecutable {
+    pub(crate) plan: Arc<Plan>,
+    /// None with one thread.
+    pub(crate) pool: Option<Arc<rayon::ThreadPool>>,
+}
+
+impl fmt::Debug for CpuExecutable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CpuExecutable")
+            .field("steps", &self.plan.infos())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Executable for CpuExecutable {
+    fn session(&self) -> Result<Box<dyn Session>> {
+        let plan = self.plan.clone();
+        let mut variables = Vec::with_capacity(plan.variables.len());
+        for variable in &plan.variables {
+            variables.push(if variable.assigned {
+                State::Owned(Buffer::from_slice(variable.content.bytes()?))
+            } else {
+                State::Shared(variable.content.clone())
+            });
+        }
+        Ok(Box::new(CpuSession {
+            slots: plan
+                .slots
+                .iter()
+                .map(|&bytes| Buffer::zeroed(bytes))
+                .collect(),
+            scratch: Buffer::zeroed(plan.scratch),
+            replaced: (0..plan.steps.len()).map(|_| None).collect(),
+            stale: vec![false; plan.steps.len()],
+            any_stale: false,
+            variables,
+            pool: self.pool.clone(),
+            plan,
+        }))
+    }
+
+    fn steps(&self) -> Vec<StepInfo> {
+        self.plan.infos()
+    }
+}
+
+/// The content of a variable.
+enum State {
+    /// Nothing assigns to it; shared with the graph.
+    Shared(Tensor),
+    /// Assigned to by each run.
+    Owned(Buffer),
+}
+
+struct CpuSession {
+    plan: Arc<Plan>,
+    pool: Option<Arc<rayon::ThreadPool>>,
+    slots: Vec<Buffer>,
+    scratch: Buffer,
+    variables: Vec<State>,
+    /// Kernels that were compiled again for content that `set_variable` gave a variable.
+    replaced: Vec<Option<Box<dyn Kernel>>>,
+    /// Steps to compile again before the next run.
+    stale: Vec<bool>,
+    any_stale: bool,
+}
+
+impl CpuSession {
+    fn variable_index(&self, id: ValueId) -> Result<usize> {
+        let found = self.plan.variables.iter().position(|v| v.id == id);
+        found.ok_or_else(|| Error::invalid(format!("the compiled graph has no variable {id:?}")))
+    }
+
+    /// Compiles the steps again that have packed a variable that was set since.
+    fn refresh(&mut self) -> Result<()> {
+        let plan = &self.plan;
+        for (i, step) in plan.steps.iter().enumerate() {
+            if !self.stale[i] {
+                continue;
+            }
+            let constant = |v: usize| {
+                let shape = plan.types[v].shape.fixed().ok()?;
+                let at = step.step.inputs.iter().position(|&x| x == v)?;
+                let tensor = match step.args[at].place {
+                    Place::Constant(c) => &plan.constants[c],
+                    Place::Variable(x) => match &self.variables[x] {
+                        State::Shared(tensor) => tensor,
+                        State::Owned(_) => return None,
+                    },
+                    _ => return None,
+                };
+                tensor.reshape(shape).ok()
+            };
+            let kernel = step.step.compile(&plan.types, constant, plan.threads)?;
+            // The kernel of another content may want another amount.
+            if kernel.scratch() > self.scratch.len() {
+                self.scratch = Buffer::zeroed(kernel.scratch());
+            }
+            self.replaced[i] = Some(kernel);
+            self.stale[i] = false;
+        }
+        self.any_stale = false;
+        Ok(())
+    }
+
+    fn check(&self, inputs: &[Tensor]) -> Result<()> {
+        if inputs.len() != self.plan.inputs.len() {
+            return Err(Error::invalid(format!(
+                "the graph takes {} inputs, {} were given",
+                self.plan.inputs.len(),
+                inputs.len()
+            )));
+        }
+        for (tensor, (name, port)) in inputs.iter().zip(&self.plan.inputs) {
+            if tensor.dtype() != port.dtype {
+                return Err(Error::dtype(format!(
+                    "expected {}, found {}",
+                    port.dtype,
+                    tensor.dtype()
+                ))
+                .at(name.clone()));
+            }
+            if tensor.shape() != &port.shape[..] {
+                return Err(Error::shape(format!(
+                    "the graph was compiled for shape {:?}, found {:?}",
+                    &port.shape[..],
+                    tensor.shape()
+                ))
+                .at(name.clone()));
+            }
+        }
+        Ok(())
+    }
+
+    fn execute(&mut self, inputs: &[Tensor]) -> Result<()> {
+        let plan = &*self.plan;
+        for (step, replaced) in plan.steps.iter().zip(&self.replaced) {
+            let kernel = replaced.as_deref().unwrap_or(&*step.kernel);
+            let scratch = if replaced.is_some() {
+                kernel.scratch()
+            } else {
+                step.scratch
+            };
+            // The buffers to fill leave the table, so that the others can be read meanwhile.
+            let mut buffers: SmallVec<[Buffer; 4]> = SmallVec::new();
+            for out in &step.outs {
+                if let Place::Slot(slot) = out.place {
+                    buffers.push(std::mem::replace(&mut self.slots[slot], Buffer::zeroed(0)));
+                }
+            }
+            let memory = Memory {
+                plan,
+                inputs,
+                slots: &self.slots,
+                variables: &self.variables,
+            };
+            let result = memory.run(
+                step,
+                kernel,
+                &mut buffers,
+                &mut self.scratch.bytes_mut()[..scratch],
+            );
+            for (out, buffer) in step.outs.iter().zip(buffers) {
+                if let Place::Slot(slot) = out.place {
+                    self.slots[slot] = buffer;
+                }
+            }
+            result.at(|| step.step.nodes.first().cloned().unwrap_or_default())?;
+        }
+        Ok(())
+    }
+
+    /// Gives the variables their new content.
+    fn assign(&mut self) {
+        for assignment in &self.plan.assignments {
+            let slot = &mut self.slots[assignment.slot];
+            if let State::Owned(variable) = &mut self.variables[assignment.variable] {
+                if assignment.swap {
+                    std::mem::swap(variable, slot);
+                } else {
+                    let len = variable.len();
+                    variable.bytes_mut().copy_from_slice(&slot.bytes()[..len]);
+                }
+            }
+        }
+    }
+}
+
+/// What operands are read from.
+struct Memory<'a> {
+    plan: &'a Plan,
+    inputs: &'a [Tensor],
+    slots: &'a [Buffer],
+    variables: &'a [State],
+}
+
+impl<'a> Memory<'a> {
+    fn bytes(&self, port: &Port) -> Result<&'a [u8]> {
+        let bytes = match port.place {
+            Place::Input(i) => self.inputs[i].bytes()?,
+            Place::Constant(i) => self.plan.constants[i].bytes()?,
+            Place::Variable(i) => match &self.variables[i] {
+                State::Shared(tensor) => tensor.bytes()?,
+                State::Owned(buffer) => buffer.bytes(),
+            },
+            Place::Slot(i) => self.slots[i].bytes(),
+            Place::Given => return Ok(&[]),
+        };
+        Ok(&bytes[..port.bytes])
+    }
+
+    fn run(
+        &self,
+        step: &'a Planned,
+        kernel: &dyn Kernel,
+        buffers: &mut [Buffer],
+        scratch: &mut [u8],
+    ) -> Result<()> {
+        let mut args: SmallVec<[Arg<'_>; 8]> = SmallVec::new();
+        for port in &step.args {
+            args.push(Arg {
+                dtype: port.dtype,
+                shape: &port.shape,
+                bytes: self.bytes(port)?,
+            });
+        }
+        let mut outs: SmallVec<[Out<'_>; 4]> = SmallVec::new();
+        for (port, buffer) in step.outs.iter().zip(buffers) {
+            outs.push(Out {
+                dtype: port.dtype,
+                shape: &port.shape,
+                bytes: &mut buffer.bytes_mut()[..port.bytes],
+            });
+        }
+        let mut cx = RunCx {
+            threads: self.plan.threads,
+            scratch,
+        };
+        kernel.run(&args, &mut outs, &mut cx)
+    }
+}
+
+/// Writes a result into a tensor, in its own memory where that has the right size.
+fn write(port: &Port, bytes: &[u8], target: &mut Tensor) -> Result<()> {
+    fn copy<T: Element>(bytes: &[u8], target: &mut Tensor) -> Result<()> {
+        let out: &mut [T] = target.as_slice_mut()?;
+        bytemuck::cast_slice_mut::<T, u8>(out).copy_from_slice(bytes);
+        Ok(())
+    }
+    if target.dtype() != port.dtype || target.shape() != &port.shape[..] || port.dtype.is_packed() {
+        *target = Tensor::from_buffer(port.dtype, &port.shape, Buffer::from_slice(bytes))?;
+        return Ok(());
+    }
+    match port.dtype {
+        DType::F32 => copy::<f32>(bytes, target),
+        DType::F64 => copy::<f64>(bytes, target),
+        DType::F16 => copy::<half::f16>(bytes, target),
+        DType::BF16 => copy::<half::bf16>(bytes, target),
+        DType::I64 => copy::<i64>(bytes, target),
+        DType::I32 => copy::<i32>(bytes, target),
+        DType::I8 => copy::<i8>(bytes, target),
+        _ => copy::<u8>(bytes, target),
+    }
+}
+
+impl Session for CpuSession {
+    #[tracing::instrument(level = "trace", name = "run", skip_all)]
+    fn run_into(&mut self, inputs: &[Tensor], outputs: &mut Vec<Tensor>) -> Result<()> {
+        self.check(inputs)?;
+        if self.any_stale {
+            self.refresh()?;
+        }
+        let strided: Vec<Tensor>;
+        let inputs = if inputs.iter().all(Tensor::is_contiguous) {
+            inputs
+        } else {
+            strided = inputs.iter().map(Tensor::contiguous).collect();
+            &strided
+        };
+        match self.pool.clone() {
+            Some(pool) if self.plan.threads > 1 => pool.install(|| self.execute(inputs))?,
+            _ => self.execute(inputs)?,
+        }
+        let memory = Memory {
+            plan: &self.plan,
+            inputs,
+            slots: &self.slots,
+            variables: &self.variables,
+        };
+        outputs.truncate(self.plan.outputs.len());
+        for (i, port) in self.plan.outputs.iter().enumerate() {
+            let bytes = memory.bytes(port)?;
+            match outputs.get_mut(i) {
+                Some(target) => write(port, bytes, target)?,
+                None => outputs.push(Tensor::from_buffer(
+                    port.dtype,
+                    &port.shape,
+                    Buffer::from_slice(bytes),
+                )?),
+            }
+        }
+        self.assign();
+        Ok(())
+    }
+
+    fn variable(&self, id: ValueId) -> Result<Tensor> {
+        let index = self.variable_index(id)?;
+        match &self.variables[index] {
+            State::Shared(tensor) => Ok(tensor.clone()),
+            State::Owned(buffer) => {
+                let content = &self.plan.variables[index].content;
+                Tensor::from_buffer(content.dtype(), content.shape(), buffer.clone())
+            }
+        }
+    }
+
+    fn set_variable(&mut self, id: ValueId, content: &Tensor) -> Result<()> {
+        let index = self.variable_index(id)?;
+        let variable = &self.plan.variables[index];
+        let old = &variable.content;
+        if content.dtype() != old.dtype() || content.shape() != old.shape() {
+            return Err(Error::shape(format!(
+                "the variable is {}{:?}, the new content {}{:?}",
+                old.dtype(),
+                old.shape(),
+                content.dtype(),
+                content.shape()
+            ))
+            .at(variable.name.clone()));
+        }
+        let content = content.contiguous();
+        match &mut self.variables[index] {
+            State::Owned(buffer) => buffer.bytes_mut().copy_from_slice(content.bytes()?),
+            State::Shared(tensor) => {
+                *tensor = content;
+                for (stale, step) in self.stale.iter_mut().zip(&self.plan.steps) {
+                    if step.packs.contains(&index) {
+                        *stale = true;
+                        self.any_stale = true;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+}
