@@ -1,4 +1,4 @@
-//! Ops of downstream crates, evaluated on host tensors.
+//! Ops that downstream crates define, evaluated by themselves.
 
 use std::sync::Arc;
 
@@ -8,10 +8,11 @@ use opt_core::{Error, Result, Tensor};
 
 use super::{Arg, Kernel, Out, RunCx};
 
+/// Calls [`CustomOp::eval`]; the only kernel that allocates when it runs.
 #[derive(Debug)]
-struct CustomKernel(Arc<dyn CustomOp>);
+pub(crate) struct Custom(pub(crate) Arc<dyn CustomOp>);
 
-impl Kernel for CustomKernel {
+impl Kernel for Custom {
     fn name(&self) -> String {
         self.0.name().to_string()
     }
@@ -24,16 +25,16 @@ impl Kernel for CustomKernel {
         let results = self.0.eval(&inputs)?;
         if results.len() != outs.len() {
             return Err(Error::invalid(format!(
-                "`eval` of {} gave {} outputs, its types say {}",
+                "{} gave {} outputs, its rule promises {}",
                 self.0.name(),
                 results.len(),
                 outs.len()
             )));
         }
-        for (result, out) in results.iter().zip(outs) {
+        for (i, (result, out)) in results.iter().zip(outs).enumerate() {
             if result.dtype() != out.dtype || result.shape() != out.shape {
                 return Err(Error::shape(format!(
-                    "`eval` of {} gave {}{:?}, its types say {}{:?}",
+                    "output {i} of {} is {}{:?}, its rule promises {}{:?}",
                     self.0.name(),
                     result.dtype(),
                     result.shape(),
@@ -45,9 +46,4 @@ impl Kernel for CustomKernel {
         }
         Ok(())
     }
-}
-
-/// An op of a downstream crate.
-pub(crate) fn compile_custom(op: &Arc<dyn CustomOp>) -> Box<dyn Kernel> {
-    Box::new(CustomKernel(Arc::clone(op)))
 }

@@ -1,361 +1,359 @@
-//! Gather, scatter and one-hot kernels.
+//! Gather, scatter and one-hot.
 
-use std::ops::AddAssign;
-
-use bytemuck::Pod;
 use half::{bf16, f16};
-use opt_core::ops::{
-    Gather, GatherElements, GatherGrad, OneHot, ScatterElements, ScatterReduction,
-};
-use opt_core::{DType, Error, ErrorKind, Result, TensorType};
+use opt_core::ops::{Op, ScatterReduction};
+use opt_core::tensor::Dims;
+use opt_core::{DType, Element, Error, Result};
 
-use super::shape::element_size;
-use super::{Arg, CompileCx, Kernel, Out, RunCx};
+use super::{Arg, CompileCx, Kernel, Out, RunCx, parallel_chunks};
 
-/// How an array is split around an axis: product of the axes before, its size, product after.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Around {
-    pub(super) outer: usize,
-    pub(super) size: usize,
-    pub(super) inner: usize,
+/// Bytes from which a second thread is worth its start.
+const PARALLEL: usize = 1 << 18;
+
+/// Indices of either integer type, as entries of an axis.
+#[derive(Clone, Copy)]
+enum Indices<'a> {
+    I64(&'a [i64]),
+    I32(&'a [i32]),
 }
 
-impl Around {
-    pub(super) fn new(ty: &TensorType, axis: usize) -> Result<Around> {
-        let shape = ty.shape.fixed()?;
-        Ok(Around {
-            outer: shape[..axis].iter().product(),
-            size: shape[axis],
-            inner: shape[axis + 1..].iter().product(),
+impl<'a> Indices<'a> {
+    fn new(arg: &Arg<'a>) -> Result<Indices<'a>> {
+        match arg.dtype {
+            DType::I64 => Ok(Indices::I64(arg.typed())),
+            DType::I32 => Ok(Indices::I32(arg.typed())),
+            other => Err(Error::unsupported(format!(
+                "indices of {other}; use i64 or i32"
+            ))),
+        }
+    }
+
+    fn len(&self) -> usize {
+        match self {
+            Indices::I64(x) => x.len(),
+            Indices::I32(x) => x.len(),
+        }
+    }
+
+    fn raw(&self, i: usize) -> i64 {
+        match self {
+            Indices::I64(x) => x[i],
+            Indices::I32(x) => x[i].into(),
+        }
+    }
+
+    /// The entry that an index names, negative ones counted from the end, if there is one.
+    fn find(&self, i: usize, size: usize) -> Option<usize> {
+        let raw = self.raw(i);
+        let at = if raw < 0 {
+            raw.checked_add(size as i64)?
+        } else {
+            raw
+        };
+        usize::try_from(at).ok().filter(|&at| at < size)
+    }
+
+    /// As [`Indices::find`], or the error that names index and axis.
+    fn at(&self, i: usize, size: usize, axis: usize) -> Result<usize> {
+        self.find(i, size).ok_or_else(|| {
+            Error::invalid(format!(
+                "index {} is out of range for axis {axis} of size {size}",
+                self.raw(i)
+            ))
         })
     }
-}
 
-/// Entry `i` of an integer operand.
-pub(super) fn index_at(arg: &Arg<'_>, i: usize) -> i64 {
-    match arg.dtype {
-        DType::I32 => i64::from(arg.typed::<i32>()[i]),
-        _ => arg.typed::<i64>()[i],
+    fn check(&self, size: usize, axis: usize) -> Result<()> {
+        (0..self.len()).try_for_each(|i| self.at(i, size, axis).map(|_| ()))
     }
 }
 
-/// An index that may count from the end, checked against the size of its axis.
-fn checked(index: i64, size: usize) -> Result<usize> {
-    let at = if index < 0 {
-        index + size as i64
-    } else {
-        index
-    };
-    usize::try_from(at)
-        .ok()
-        .filter(|&i| i < size)
-        .ok_or_else(|| {
-            Error::new(
-                ErrorKind::Data,
-                format!("index {index} is out of range for an axis of size {size}"),
-            )
-        })
+/// The product of the sizes before an axis, its size, and that of the sizes after it.
+fn around(shape: &[usize], axis: usize) -> (usize, usize, usize) {
+    (
+        shape[..axis].iter().product(),
+        shape[axis],
+        shape[axis + 1..].iter().product(),
+    )
 }
 
-fn integer(ty: &TensorType) -> Result<()> {
-    if matches!(ty.dtype, DType::I64 | DType::I32) {
-        return Ok(());
+pub(crate) fn compile(op: &Op, cx: &CompileCx<'_>) -> Result<Box<dyn Kernel>> {
+    for ty in cx.inputs.iter().chain(cx.outputs) {
+        if ty.dtype.is_packed() {
+            return Err(Error::unsupported(format!(
+                "{} of packed {}",
+                op.name(),
+                ty.dtype
+            )));
+        }
     }
-    Err(Error::dtype(format!(
-        "indices must be i64 or i32, found {ty}"
-    )))
+    let input = cx.inputs[0].shape.fixed()?;
+    let output = cx.outputs[0].shape.fixed()?;
+    Ok(match op {
+        Op::Gather(op) => Box::new(Gather {
+            axis: op.axis,
+            dims: around(&input, op.axis),
+        }),
+        Op::GatherGrad(op) => {
+            let dims = around(&output, op.axis);
+            Box::new(GatherGrad {
+                axis: op.axis,
+                dims,
+            })
+        }
+        Op::GatherElements(op) => Box::new(Elements::new(op.axis, &input, &output, None)),
+        Op::ScatterElements(op) => {
+            let indices = cx.inputs[1].shape.fixed()?;
+            Box::new(Elements::new(op.axis, &input, &indices, Some(op.reduction)))
+        }
+        Op::OneHot(op) => {
+            let (outer, _, inner) = around(&output, op.axis);
+            Box::new(OneHot {
+                dims: (outer, op.depth, inner),
+            })
+        }
+        other => {
+            return Err(Error::unsupported(format!(
+                "{} as an indexing op",
+                other.name()
+            )));
+        }
+    })
 }
 
 #[derive(Debug)]
-struct GatherKernel {
-    around: Around,
-    size: usize,
+struct Gather {
+    axis: usize,
+    /// Sizes before, at and after the axis.
+    dims: (usize, usize, usize),
 }
 
-impl Kernel for GatherKernel {
+impl Kernel for Gather {
     fn name(&self) -> String {
-        "gather".to_string()
+        "gather".into()
     }
 
-    fn run(&self, args: &[Arg<'_>], outs: &mut [Out<'_>], _: &mut RunCx<'_>) -> Result<()> {
-        let Around { outer, size, inner } = self.around;
-        let row = inner * self.size;
-        let count: usize = args[1].shape.iter().product();
-        let target = &mut *outs[0].bytes;
-        for i in 0..count {
-            let at = checked(index_at(&args[1], i), size)?;
-            for o in 0..outer {
-                target[(o * count + i) * row..][..row]
-                    .copy_from_slice(&args[0].bytes[(o * size + at) * row..][..row]);
+    fn run(&self, args: &[Arg<'_>], outs: &mut [Out<'_>], cx: &mut RunCx<'_>) -> Result<()> {
+        let (_, size, inner) = self.dims;
+        let indices = Indices::new(&args[1])?;
+        indices.check(size, self.axis)?;
+        let row = inner * (args[0].dtype.bits() / 8);
+        let (source, target) = (args[0].bytes, &mut *outs[0].bytes);
+        if row == 0 || target.is_empty() {
+            return Ok(());
+        }
+        // Some rows a task, so that short rows are worth a task.
+        let rows = (PARALLEL / 8 / row).max(1);
+        let threads = if target.len() < PARALLEL {
+            1
+        } else {
+            cx.threads
+        };
+        let count = indices.len();
+        parallel_chunks(threads, target, rows * row, |chunk, target| {
+            for (i, to) in target.chunks_exact_mut(row).enumerate() {
+                let entry = chunk * rows + i;
+                let at = indices.find(entry % count, size).unwrap_or_default();
+                to.copy_from_slice(&source[(entry / count * size + at) * row..][..row]);
+            }
+        });
+        Ok(())
+    }
+}
+
+#[derive(Debug)]
+struct GatherGrad {
+    axis: usize,
+    /// Sizes before, at and after the axis.
+    dims: (usize, usize, usize),
+}
+
+impl GatherGrad {
+    fn add<T: Element>(&self, indices: Indices<'_>, grad: &[T], out: &mut [T]) -> Result<()> {
+        let (outer, size, inner) = self.dims;
+        out.fill(T::from_f64(0.0));
+        for o in 0..outer {
+            for i in 0..indices.len() {
+                let at = indices.at(i, size, self.axis)?;
+                let to = &mut out[(o * size + at) * inner..][..inner];
+                let from = &grad[(o * indices.len() + i) * inner..][..inner];
+                for (to, from) in to.iter_mut().zip(from) {
+                    *to = T::from_f64(to.to_f64() + from.to_f64());
+                }
             }
         }
         Ok(())
     }
 }
 
-/// Entries by index along an axis.
-pub(crate) fn compile_gather(op: &Gather, cx: &CompileCx<'_>) -> Result<Box<dyn Kernel>> {
-    integer(&cx.inputs[1])?;
-    Ok(Box::new(GatherKernel {
-        around: Around::new(&cx.inputs[0], op.axis)?,
-        size: element_size(&cx.inputs[0])?,
-    }))
-}
-
-/// Dtypes that entries are added in.
-fn addable(dtype: DType) -> Result<()> {
-    if matches!(
-        dtype,
-        DType::F32 | DType::F64 | DType::F16 | DType::BF16 | DType::I64 | DType::I32
-    ) {
-        return Ok(());
-    }
-    Err(Error::unsupported(format!(
-        "adding entries of {dtype} by index"
-    )))
-}
-
-macro_rules! by_addable {
-    ($dtype:expr, $t:ident => $body:expr) => {
-        match $dtype {
-            DType::F64 => {
-                type $t = f64;
-                $body
-            }
-            DType::F16 => {
-                type $t = f16;
-                $body
-            }
-            DType::BF16 => {
-                type $t = bf16;
-                $body
-            }
-            DType::I64 => {
-                type $t = i64;
-                $body
-            }
-            DType::I32 => {
-                type $t = i32;
-                $body
-            }
-            _ => {
-                type $t = f32;
-                $body
-            }
-        }
-    };
-}
-
-#[derive(Debug)]
-struct GatherGradKernel {
-    around: Around,
-}
-
-impl Kernel for GatherGradKernel {
+impl Kernel for GatherGrad {
     fn name(&self) -> String {
-        "gather grad".to_string()
+        "gathergrad".into()
     }
 
     fn run(&self, args: &[Arg<'_>], outs: &mut [Out<'_>], _: &mut RunCx<'_>) -> Result<()> {
-        fn add<T: Pod + AddAssign>(
-            around: Around,
-            indices: &Arg<'_>,
-            from: &[T],
-            to: &mut [T],
-        ) -> Result<()> {
-            let Around { outer, size, inner } = around;
-            let count: usize = indices.shape.iter().product();
-            to.fill(T::zeroed());
-            for i in 0..count {
-                let at = checked(index_at(indices, i), size)?;
-                for o in 0..outer {
-                    let row = &from[(o * count + i) * inner..][..inner];
-                    for (t, &g) in to[(o * size + at) * inner..][..inner].iter_mut().zip(row) {
-                        *t += g;
-                    }
-                }
-            }
-            Ok(())
+        let (indices, grad, out) = (Indices::new(&args[0])?, &args[1], &mut outs[0]);
+        match grad.dtype {
+            DType::F32 => self.add::<f32>(indices, grad.typed(), out.typed()),
+            DType::F64 => self.add::<f64>(indices, grad.typed(), out.typed()),
+            DType::F16 => self.add::<f16>(indices, grad.typed(), out.typed()),
+            DType::BF16 => self.add::<bf16>(indices, grad.typed(), out.typed()),
+            other => Err(Error::unsupported(format!("GatherGrad of {other}"))),
         }
-        by_addable!(args[1].dtype, T => {
-            add::<T>(self.around, &args[0], args[1].typed(), outs[0].typed())
-        })
     }
 }
 
-/// Sums gradients of equal indices.
-pub(crate) fn compile_gather_grad(op: &GatherGrad, cx: &CompileCx<'_>) -> Result<Box<dyn Kernel>> {
-    integer(&cx.inputs[0])?;
-    addable(cx.inputs[1].dtype)?;
-    Ok(Box::new(GatherGradKernel {
-        around: Around::new(&cx.outputs[0], op.axis)?,
-    }))
-}
-
-/// For entry `i` of an array of indices: its position with the axis' coordinate replaced by the
-/// index, in an array with another size on that axis (the other dimensions may be larger too).
+/// Gathers or scatters with an index for each element.
 #[derive(Debug)]
 struct Elements {
     axis: usize,
-    strides: Vec<usize>,
-    size: usize,
+    /// The data's shape, and that of the indices.
+    data: Dims,
+    indices: Dims,
+    scatter: Option<ScatterReduction>,
 }
 
 impl Elements {
-    fn new(data: &TensorType, axis: usize) -> Result<Elements> {
-        let shape = data.shape.fixed()?;
-        Ok(Elements {
+    fn new(
+        axis: usize,
+        data: &[usize],
+        indices: &[usize],
+        scatter: Option<ScatterReduction>,
+    ) -> Elements {
+        Elements {
             axis,
-            strides: opt_core::tensor::contiguous_strides(&shape)
-                .iter()
-                .map(|&s| s as usize)
-                .collect(),
-            size: shape[axis],
-        })
+            data: data.into(),
+            indices: indices.into(),
+            scatter,
+        }
     }
 
-    /// Calls `each(position in the data, position in the indices)`.
-    fn visit(&self, indices: &Arg<'_>, mut each: impl FnMut(usize, usize)) -> Result<()> {
-        let count: usize = indices.shape.iter().product();
-        let mut coordinate: smallvec::SmallVec<[usize; 8]> =
-            smallvec::smallvec![0; indices.shape.len()];
-        for i in 0..count {
-            let at = checked(index_at(indices, i), self.size)?;
-            let mut position = at * self.strides[self.axis];
-            for (axis, &c) in coordinate.iter().enumerate() {
-                if axis != self.axis {
-                    position += c * self.strides[axis];
-                }
+    /// Calls `f` with the flat index of each element of the indices and of the data.
+    fn each(&self, indices: Indices<'_>, mut f: impl FnMut(usize, usize)) -> Result<()> {
+        for flat in 0..indices.len() {
+            let at = indices.at(flat, self.data[self.axis], self.axis)?;
+            let (mut rest, mut target, mut step) = (flat, 0, 1);
+            for axis in (0..self.data.len()).rev() {
+                let i = rest % self.indices[axis];
+                rest /= self.indices[axis];
+                target += step * if axis == self.axis { at } else { i };
+                step *= self.data[axis];
             }
-            each(position, i);
-            for axis in (0..coordinate.len()).rev() {
-                coordinate[axis] += 1;
-                if coordinate[axis] < indices.shape[axis] {
-                    break;
-                }
-                coordinate[axis] = 0;
-            }
+            f(flat, target);
         }
         Ok(())
     }
-}
 
-#[derive(Debug)]
-struct GatherElementsKernel {
-    elements: Elements,
-    size: usize,
-}
-
-impl Kernel for GatherElementsKernel {
-    fn name(&self) -> String {
-        "gather elements".to_string()
-    }
-
-    fn run(&self, args: &[Arg<'_>], outs: &mut [Out<'_>], _: &mut RunCx<'_>) -> Result<()> {
-        let (data, target, size) = (args[0].bytes, &mut *outs[0].bytes, self.size);
-        self.elements.visit(&args[1], |at, i| {
-            target[i * size..][..size].copy_from_slice(&data[at * size..][..size]);
+    fn add<T: Element>(&self, indices: Indices<'_>, updates: &[T], out: &mut [T]) -> Result<()> {
+        self.each(indices, |from, to| {
+            out[to] = T::from_f64(out[to].to_f64() + updates[from].to_f64());
         })
     }
 }
 
-/// Entries by an index for each.
-pub(crate) fn compile_gather_elements(
-    op: &GatherElements,
-    cx: &CompileCx<'_>,
-) -> Result<Box<dyn Kernel>> {
-    integer(&cx.inputs[1])?;
-    Ok(Box::new(GatherElementsKernel {
-        elements: Elements::new(&cx.inputs[0], op.axis)?,
-        size: element_size(&cx.inputs[0])?,
-    }))
-}
-
-#[derive(Debug)]
-struct ScatterElementsKernel {
-    elements: Elements,
-    size: usize,
-    add: bool,
-}
-
-impl Kernel for ScatterElementsKernel {
+impl Kernel for Elements {
     fn name(&self) -> String {
-        "scatter elements".to_string()
+        if self.scatter.is_some() {
+            "scatterelements"
+        } else {
+            "gatherelements"
+        }
+        .into()
+    }
+
+    fn in_place(&self) -> &[(usize, usize)] {
+        if self.scatter.is_some() {
+            &[(0, 0)]
+        } else {
+            &[]
+        }
     }
 
     fn run(&self, args: &[Arg<'_>], outs: &mut [Out<'_>], _: &mut RunCx<'_>) -> Result<()> {
-        outs[0].bytes.copy_from_slice(args[0].bytes);
-        if self.add {
-            return by_addable!(args[0].dtype, T => {
-                let (updates, target) = (args[2].typed::<T>(), outs[0].typed::<T>());
-                self.elements.visit(&args[1], |at, i| target[at] += updates[i])
+        let (indices, out) = (Indices::new(&args[1])?, &mut outs[0]);
+        let size = args[0].dtype.bits() / 8;
+        let Some(reduction) = self.scatter else {
+            let data = args[0].bytes;
+            return self.each(indices, |to, from| {
+                out.bytes[to * size..][..size].copy_from_slice(&data[from * size..][..size]);
             });
+        };
+        if !args[0].bytes.is_empty() {
+            out.bytes.copy_from_slice(args[0].bytes);
         }
-        let (updates, target, size) = (args[2].bytes, &mut *outs[0].bytes, self.size);
-        self.elements.visit(&args[1], |at, i| {
-            target[at * size..][..size].copy_from_slice(&updates[i * size..][..size]);
-        })
+        let updates = &args[2];
+        match (reduction, updates.dtype) {
+            (ScatterReduction::None, _) => self.each(indices, |from, to| {
+                out.bytes[to * size..][..size]
+                    .copy_from_slice(&updates.bytes[from * size..][..size]);
+            }),
+            (ScatterReduction::Add, DType::F32) => {
+                self.add::<f32>(indices, updates.typed(), out.typed())
+            }
+            (ScatterReduction::Add, DType::F64) => {
+                self.add::<f64>(indices, updates.typed(), out.typed())
+            }
+            (ScatterReduction::Add, DType::F16) => {
+                self.add::<f16>(indices, updates.typed(), out.typed())
+            }
+            (ScatterReduction::Add, DType::BF16) => {
+                self.add::<bf16>(indices, updates.typed(), out.typed())
+            }
+            (ScatterReduction::Add, DType::I64) => {
+                let (from, to): (&[i64], &mut [i64]) = (updates.typed(), out.typed());
+                self.each(indices, |i, at| to[at] = to[at].wrapping_add(from[i]))
+            }
+            (ScatterReduction::Add, DType::I32) => {
+                let (from, to): (&[i32], &mut [i32]) = (updates.typed(), out.typed());
+                self.each(indices, |i, at| to[at] = to[at].wrapping_add(from[i]))
+            }
+            (how, dtype) => Err(Error::unsupported(format!(
+                "ScatterElements ({how:?}) of {dtype}"
+            ))),
+        }
     }
-}
-
-/// Writes or adds entries by an index for each.
-pub(crate) fn compile_scatter_elements(
-    op: &ScatterElements,
-    cx: &CompileCx<'_>,
-) -> Result<Box<dyn Kernel>> {
-    integer(&cx.inputs[1])?;
-    let add = match op.reduction {
-        ScatterReduction::None => false,
-        ScatterReduction::Add => {
-            addable(cx.inputs[0].dtype)?;
-            true
-        }
-        other => return Err(Error::unsupported(format!("scatter with {other:?}"))),
-    };
-    Ok(Box::new(ScatterElementsKernel {
-        elements: Elements::new(&cx.inputs[0], op.axis)?,
-        size: element_size(&cx.inputs[0])?,
-        add,
-    }))
 }
 
 #[derive(Debug)]
-struct OneHotKernel {
-    around: Around,
-    one: Vec<u8>,
+struct OneHot {
+    /// Sizes before, at and after the new axis.
+    dims: (usize, usize, usize),
 }
 
-impl Kernel for OneHotKernel {
+impl OneHot {
+    fn fill<T: Copy>(&self, indices: Indices<'_>, out: &mut [T], zero: T, one: T) {
+        let (_, depth, inner) = self.dims;
+        out.fill(zero);
+        for i in 0..indices.len() {
+            if let Some(at) = indices.find(i, depth) {
+                out[(i / inner * depth + at) * inner + i % inner] = one;
+            }
+        }
+    }
+
+    fn of<T: Element>(&self, indices: Indices<'_>, out: &mut Out<'_>) {
+        self.fill(indices, out.typed(), T::from_f64(0.0), T::from_f64(1.0));
+    }
+}
+
+impl Kernel for OneHot {
     fn name(&self) -> String {
-        "one-hot".to_string()
+        "onehot".into()
     }
 
     fn run(&self, args: &[Arg<'_>], outs: &mut [Out<'_>], _: &mut RunCx<'_>) -> Result<()> {
-        let Around { outer, size, inner } = self.around;
-        let target = &mut *outs[0].bytes;
-        target.fill(0);
-        let bytes = self.one.len();
-        for o in 0..outer {
-            for i in 0..inner {
-                let index = index_at(&args[0], o * inner + i);
-                if let Ok(at) = usize::try_from(index)
-                    && at < size
-                {
-                    target[((o * size + at) * inner + i) * bytes..][..bytes]
-                        .copy_from_slice(&self.one);
-                }
-            }
+        let (indices, out) = (Indices::new(&args[0])?, &mut outs[0]);
+        match out.dtype {
+            DType::F32 => self.of::<f32>(indices, out),
+            DType::F64 => self.of::<f64>(indices, out),
+            DType::F16 => self.of::<f16>(indices, out),
+            DType::BF16 => self.of::<bf16>(indices, out),
+            DType::I64 => self.of::<i64>(indices, out),
+            DType::I32 => self.of::<i32>(indices, out),
+            DType::I8 => self.of::<i8>(indices, out),
+            DType::U8 | DType::Bool => self.of::<u8>(indices, out),
+            other => return Err(Error::unsupported(format!("OneHot of {other}"))),
         }
         Ok(())
     }
-}
-
-/// One-hot encoding.
-pub(crate) fn compile_one_hot(op: &OneHot, cx: &CompileCx<'_>) -> Result<Box<dyn Kernel>> {
-    integer(&cx.inputs[0])?;
-    element_size(&cx.outputs[0])?;
-    Ok(Box::new(OneHotKernel {
-        around: Around::new(&cx.outputs[0], op.axis)?,
-        one: opt_core::Tensor::full(op.dtype, [], 1.0)?.bytes()?.to_vec(),
-    }))
 }

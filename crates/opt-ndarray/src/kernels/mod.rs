@@ -3,12 +3,22 @@
 //! Each family has a `compile` function that turns an op, with the types of a node, into a
 //! [`Kernel`] with everything precomputed that does not depend on the inputs' content.
 
+mod custom;
 pub(crate) mod elementwise;
 pub(crate) mod gemm;
+mod index;
 mod lanes;
+mod loss;
 mod math;
 mod matmul;
+mod random;
 mod reduce;
+mod scan;
+mod shape;
+mod softmax;
+mod state;
+
+pub(crate) use state::Copy;
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -96,6 +106,29 @@ pub(crate) fn compile(op: &Op, cx: &CompileCx<'_>) -> Result<Box<dyn Kernel>> {
         Op::Unary(_) | Op::Binary(_) | Op::Where(_) | Op::Cast(_) => elementwise::compile(op, cx),
         Op::MatMul(op) => matmul::compile(op, cx),
         Op::Reduce(op) => reduce::compile(op, cx),
+        Op::ArgReduce(op) => scan::compile_arg(op, cx),
+        Op::TopK(op) => scan::compile_top_k(op, cx),
+        Op::CumSum(op) => scan::compile_cumsum(op, cx),
+        Op::Softmax(op) => softmax::compile(op.axis, false, cx),
+        Op::LogSoftmax(op) => softmax::compile(op.axis, true, cx),
+        Op::SoftmaxCrossEntropy(_) => loss::compile(cx),
+        Op::Transpose(_)
+        | Op::Slice(_)
+        | Op::SliceGrad(_)
+        | Op::Concat(_)
+        | Op::Split(_)
+        | Op::Pad(_)
+        | Op::PadGrad(_)
+        | Op::Expand(_)
+        | Op::Tile(_) => shape::compile(op, cx),
+        Op::Gather(_)
+        | Op::GatherGrad(_)
+        | Op::GatherElements(_)
+        | Op::ScatterElements(_)
+        | Op::OneHot(_) => index::compile(op, cx),
+        Op::Random(op) => random::compile(op, cx),
+        Op::Dropout(op) => random::compile_dropout(op, cx),
+        Op::Custom(op) => Ok(Box::new(custom::Custom(op.clone()))),
         other => Err(Error::unsupported(format!(
             "the CPU backend has no kernel for {}",
             other.name()
@@ -161,7 +194,7 @@ impl<'a, T> SharedMut<'a, T> {
 
     /// A pointer to the element at an index.
     pub(crate) fn at(&self, index: usize) -> *mut T {
-        assert!(index <= self.len);
+        assert!(index < self.len);
         self.start.wrapping_add(index)
     }
 
@@ -174,20 +207,5 @@ impl<'a, T> SharedMut<'a, T> {
         assert!(range.start <= range.end && range.end <= self.len);
         // SAFETY: in bounds, and nobody else uses it as the caller vouches.
         unsafe { std::slice::from_raw_parts_mut(self.start.add(range.start), range.len()) }
-    }
-}
-
-/// The input, in memory of its own.
-#[derive(Debug)]
-pub(crate) struct Copy;
-
-impl Kernel for Copy {
-    fn name(&self) -> String {
-        "copy".into()
-    }
-
-    fn run(&self, args: &[Arg<'_>], outs: &mut [Out<'_>], _: &mut RunCx<'_>) -> Result<()> {
-        outs[0].bytes.copy_from_slice(args[0].bytes);
-        Ok(())
     }
 }

@@ -1,244 +1,257 @@
-//! Kernels that walk along one axis: arg-max, top-k, running sums.
+//! Arg-max, top-k and running sums along an axis.
 
 use std::cmp::Ordering;
-use std::ops::AddAssign;
 
-use bytemuck::Pod;
 use half::{bf16, f16};
 use opt_core::ops::{ArgReduce, CumSum, TopK};
-use opt_core::{DType, Error, Result};
+use opt_core::{DType, Element, Error, Result};
 
-use super::index::Around;
 use super::{Arg, CompileCx, Kernel, Out, RunCx};
 
-/// An element with a total order for maxima: NaN is above everything (numpy, PyTorch).
-trait Ordered: Pod {
-    fn order(self, other: Self) -> Ordering;
-}
-
-macro_rules! ordered_float {
-    ($($t:ty),*) => {$(
-        impl Ordered for $t {
-            fn order(self, other: Self) -> Ordering {
-                self.partial_cmp(&other)
-                    .unwrap_or_else(|| self.is_nan().cmp(&other.is_nan()))
-            }
-        }
-    )*};
-}
-ordered_float!(f32, f64, f16, bf16);
-
-macro_rules! ordered_int {
-    ($($t:ty),*) => {$(
-        impl Ordered for $t {
-            fn order(self, other: Self) -> Ordering {
-                self.cmp(&other)
-            }
-        }
-    )*};
-}
-ordered_int!(i64, i32, i8, u8);
-
+/// Calls a generic function for the dtype of the elements.
 macro_rules! by_dtype {
-    ($dtype:expr, $call:ident ( $($arg:expr),* )) => {
+    ($dtype:expr, $what:expr, $t:ident => $call:expr) => {
         match $dtype {
-            DType::F32 => $call::<f32>($($arg),*),
-            DType::F64 => $call::<f64>($($arg),*),
-            DType::F16 => $call::<f16>($($arg),*),
-            DType::BF16 => $call::<bf16>($($arg),*),
-            DType::I64 => $call::<i64>($($arg),*),
-            DType::I32 => $call::<i32>($($arg),*),
-            DType::I8 => $call::<i8>($($arg),*),
-            _ => $call::<u8>($($arg),*),
+            DType::F32 => by_dtype!(@ $t, f32, $call),
+            DType::F64 => by_dtype!(@ $t, f64, $call),
+            DType::F16 => by_dtype!(@ $t, f16, $call),
+            DType::BF16 => by_dtype!(@ $t, bf16, $call),
+            DType::I64 => by_dtype!(@ $t, i64, $call),
+            DType::I32 => by_dtype!(@ $t, i32, $call),
+            DType::I8 => by_dtype!(@ $t, i8, $call),
+            DType::U8 | DType::Bool => by_dtype!(@ $t, u8, $call),
+            other => return Err(Error::unsupported(format!("{} of {other}", $what))),
         }
     };
+    (@ $t:ident, $own:ty, $call:expr) => {{
+        type $t = $own;
+        $call
+    }};
 }
 
-fn unpacked(dtype: DType) -> Result<()> {
-    if dtype.is_packed() {
-        return Err(Error::unsupported(format!("ordering packed {dtype}")));
+/// The lines along an axis: their number before it, their length, their number after it.
+#[derive(Debug, Clone, Copy)]
+struct Lines {
+    outer: usize,
+    len: usize,
+    inner: usize,
+}
+
+impl Lines {
+    fn new(shape: &[usize], axis: usize) -> Lines {
+        Lines {
+            outer: shape[..axis].iter().product(),
+            len: shape[axis],
+            inner: shape[axis + 1..].iter().product(),
+        }
     }
-    Ok(())
-}
 
-#[derive(Debug)]
-struct ArgKernel {
-    op: ArgReduce,
-    around: Around,
-}
-
-fn arg<T: Ordered>(kernel: &ArgKernel, data: &Arg<'_>, out: &mut Out<'_>) {
-    let Around { outer, size, inner } = kernel.around;
-    let (data, out) = (data.typed::<T>(), out.typed::<i64>());
-    for o in 0..outer {
-        for i in 0..inner {
-            let at = |k: usize| data[(o * size + k) * inner + i];
-            let mut best = 0;
-            for k in 1..size {
-                let order = at(k).order(at(best));
-                let better = match order {
-                    Ordering::Equal => kernel.op.last,
-                    Ordering::Greater => kernel.op.largest,
-                    Ordering::Less => !kernel.op.largest,
-                };
-                if better {
-                    best = k;
-                }
+    /// For each line its number, and where an array with `len` entries a line has its first.
+    fn each(self, mut f: impl FnMut(usize, &dyn Fn(usize, usize) -> usize)) {
+        for o in 0..self.outer {
+            for i in 0..self.inner {
+                let inner = self.inner;
+                f(o * inner + i, &move |len, at| (o * len + at) * inner + i);
             }
-            out[o * inner + i] = best as i64;
         }
     }
 }
 
-impl Kernel for ArgKernel {
-    fn name(&self) -> String {
-        if self.op.largest { "argmax" } else { "argmin" }.to_string()
-    }
-
-    fn run(&self, args: &[Arg<'_>], outs: &mut [Out<'_>], _: &mut RunCx<'_>) -> Result<()> {
-        by_dtype!(args[0].dtype, arg(self, &args[0], &mut outs[0]));
-        Ok(())
-    }
+/// A total order in which NaN is the largest.
+fn order<T: PartialOrd>(a: &T, b: &T) -> Ordering {
+    a.partial_cmp(b).unwrap_or_else(|| {
+        let nan = |x: &T| x.partial_cmp(x).is_none();
+        nan(a).cmp(&nan(b))
+    })
 }
 
-/// Index of the largest or smallest entry.
-pub(crate) fn compile_arg_reduce(op: &ArgReduce, cx: &CompileCx<'_>) -> Result<Box<dyn Kernel>> {
-    unpacked(cx.inputs[0].dtype)?;
-    let around = Around::new(&cx.inputs[0], op.axis)?;
-    if around.size == 0 {
-        return Err(Error::shape(format!(
-            "axis {} of {} is empty: there is no largest entry",
-            op.axis, cx.inputs[0]
-        )));
+pub(crate) fn compile_arg(op: &ArgReduce, cx: &CompileCx<'_>) -> Result<Box<dyn Kernel>> {
+    let lines = Lines::new(&cx.inputs[0].shape.fixed()?, op.axis);
+    if lines.len == 0 && lines.outer * lines.inner > 0 {
+        return Err(Error::shape("the largest of no entries"));
     }
-    Ok(Box::new(ArgKernel {
+    Ok(Box::new(Arg1 {
         op: op.clone(),
-        around,
+        lines,
     }))
 }
 
 #[derive(Debug)]
-struct TopKKernel {
-    op: TopK,
-    around: Around,
+struct Arg1 {
+    op: ArgReduce,
+    lines: Lines,
 }
 
-fn top_k<T: Ordered>(
-    kernel: &TopKKernel,
-    data: &Arg<'_>,
-    values: &mut Out<'_>,
-    indices: &mut Out<'_>,
-    order: &mut [u32],
-) {
-    let Around { outer, size, inner } = kernel.around;
-    let k = kernel.op.k;
-    let data = data.typed::<T>();
-    let (values, indices) = (values.typed::<T>(), indices.typed::<i64>());
-    for o in 0..outer {
-        for i in 0..inner {
-            let at = |j: u32| data[(o * size + j as usize) * inner + i];
-            for (j, slot) in order.iter_mut().enumerate() {
-                *slot = j as u32;
+impl Arg1 {
+    fn find<T: Element + PartialOrd>(&self, x: &[T], out: &mut [i64]) {
+        let better = if self.op.largest {
+            Ordering::Greater
+        } else {
+            Ordering::Less
+        };
+        self.lines.each(|line, at| {
+            let mut best = 0;
+            for i in 1..self.lines.len {
+                let found = order(&x[at(self.lines.len, i)], &x[at(self.lines.len, best)]);
+                if found == better || self.op.last && found == Ordering::Equal {
+                    best = i;
+                }
             }
-            order.sort_unstable_by(|&a, &b| {
-                let by = at(a).order(at(b));
-                let by = if kernel.op.largest { by.reverse() } else { by };
-                by.then(a.cmp(&b))
-            });
-            for (r, &j) in order.iter().take(k).enumerate() {
-                values[(o * k + r) * inner + i] = at(j);
-                indices[(o * k + r) * inner + i] = i64::from(j);
-            }
-        }
+            out[line] = best as i64;
+        });
     }
 }
 
-impl Kernel for TopKKernel {
+impl Kernel for Arg1 {
     fn name(&self) -> String {
-        "top-k".to_string()
+        if self.op.largest { "argmax" } else { "argmin" }.into()
+    }
+
+    fn run(&self, args: &[Arg<'_>], outs: &mut [Out<'_>], _: &mut RunCx<'_>) -> Result<()> {
+        let out = outs[0].typed();
+        by_dtype!(args[0].dtype, "ArgReduce", T => self.find::<T>(args[0].typed(), out));
+        Ok(())
+    }
+}
+
+pub(crate) fn compile_top_k(op: &TopK, cx: &CompileCx<'_>) -> Result<Box<dyn Kernel>> {
+    let lines = Lines::new(&cx.inputs[0].shape.fixed()?, op.axis);
+    if op.k > lines.len {
+        return Err(Error::invalid(format!(
+            "the top {} of {} entries",
+            op.k, lines.len
+        )));
+    }
+    Ok(Box::new(Top {
+        op: op.clone(),
+        lines,
+    }))
+}
+
+#[derive(Debug)]
+struct Top {
+    op: TopK,
+    lines: Lines,
+}
+
+impl Top {
+    fn find<T: Element + PartialOrd>(
+        &self,
+        x: &[T],
+        values: &mut [T],
+        indices: &mut [i64],
+        scratch: &mut [u8],
+    ) {
+        let Lines { len, .. } = self.lines;
+        let k = self.op.k;
+        let rank: &mut [u64] = bytemuck::cast_slice_mut(scratch);
+        let rank = &mut rank[..len];
+        self.lines.each(|_, at| {
+            for (i, r) in rank.iter_mut().enumerate() {
+                *r = i as u64;
+            }
+            let compare = |&a: &u64, &b: &u64| {
+                let found = order(&x[at(len, a as usize)], &x[at(len, b as usize)]);
+                let found = if self.op.largest {
+                    found.reverse()
+                } else {
+                    found
+                };
+                found.then(a.cmp(&b))
+            };
+            if 0 < k && k < len {
+                rank.select_nth_unstable_by(k - 1, compare);
+            }
+            rank[..k].sort_unstable_by(compare);
+            for (i, &r) in rank[..k].iter().enumerate() {
+                values[at(k, i)] = x[at(len, r as usize)];
+                indices[at(k, i)] = r as i64;
+            }
+        });
+    }
+}
+
+impl Kernel for Top {
+    fn name(&self) -> String {
+        "topk".into()
     }
 
     fn scratch(&self) -> usize {
-        self.around.size * size_of::<u32>()
+        self.lines.len * size_of::<u64>()
     }
 
     fn run(&self, args: &[Arg<'_>], outs: &mut [Out<'_>], cx: &mut RunCx<'_>) -> Result<()> {
-        let order: &mut [u32] =
-            bytemuck::cast_slice_mut(&mut cx.scratch[..self.around.size * size_of::<u32>()]);
-        let (values, indices) = outs.split_at_mut(1);
-        by_dtype!(
-            args[0].dtype,
-            top_k(self, &args[0], &mut values[0], &mut indices[0], order)
-        );
+        let [values, indices] = outs else {
+            return Err(Error::invalid("top-k has two outputs"));
+        };
+        let (x, indices, scratch) = (&args[0], indices.typed(), &mut *cx.scratch);
+        by_dtype!(x.dtype, "TopK", T => {
+            self.find::<T>(x.typed(), values.typed(), indices, scratch);
+        });
         Ok(())
     }
 }
 
-/// The largest or smallest entries.
-pub(crate) fn compile_top_k(op: &TopK, cx: &CompileCx<'_>) -> Result<Box<dyn Kernel>> {
-    unpacked(cx.inputs[0].dtype)?;
-    Ok(Box::new(TopKKernel {
+pub(crate) fn compile_cumsum(op: &CumSum, cx: &CompileCx<'_>) -> Result<Box<dyn Kernel>> {
+    let lines = Lines::new(&cx.inputs[0].shape.fixed()?, op.axis);
+    Ok(Box::new(Sums {
         op: op.clone(),
-        around: Around::new(&cx.inputs[0], op.axis)?,
+        lines,
     }))
 }
 
 #[derive(Debug)]
-struct CumSumKernel {
+struct Sums {
     op: CumSum,
-    around: Around,
+    lines: Lines,
 }
 
-fn cumsum<T: Pod + AddAssign>(kernel: &CumSumKernel, data: &Arg<'_>, out: &mut Out<'_>) {
-    let Around { outer, size, inner } = kernel.around;
-    let (data, out) = (data.typed::<T>(), out.typed::<T>());
-    for o in 0..outer {
-        for i in 0..inner {
-            let mut sum = T::zeroed();
-            for step in 0..size {
-                let k = if kernel.op.reverse {
-                    size - 1 - step
-                } else {
-                    step
-                };
-                let at = (o * size + k) * inner + i;
-                if kernel.op.exclusive {
-                    out[at] = sum;
-                    sum += data[at];
-                } else {
-                    sum += data[at];
-                    out[at] = sum;
-                }
+impl Sums {
+    fn all<T: Copy, A: Copy>(
+        &self,
+        x: &[T],
+        out: &mut [T],
+        zero: A,
+        add: impl Fn(A, T) -> A,
+        end: impl Fn(A) -> T,
+    ) {
+        let Lines { len, .. } = self.lines;
+        self.lines.each(|_, at| {
+            let mut sum = zero;
+            for i in 0..len {
+                let i = at(len, if self.op.reverse { len - 1 - i } else { i });
+                let before = sum;
+                sum = add(sum, x[i]);
+                out[i] = end(if self.op.exclusive { before } else { sum });
             }
-        }
+        });
+    }
+
+    fn float<T: Element>(&self, x: &[T], out: &mut [T]) {
+        self.all(x, out, 0f64, |sum, x| sum + x.to_f64(), T::from_f64);
     }
 }
 
-impl Kernel for CumSumKernel {
+impl Kernel for Sums {
     fn name(&self) -> String {
-        "cumsum".to_string()
+        "cumsum".into()
     }
 
     fn run(&self, args: &[Arg<'_>], outs: &mut [Out<'_>], _: &mut RunCx<'_>) -> Result<()> {
-        let (data, out) = (&args[0], &mut outs[0]);
-        match data.dtype {
-            DType::F64 => cumsum::<f64>(self, data, out),
-            DType::I64 => cumsum::<i64>(self, data, out),
-            DType::I32 => cumsum::<i32>(self, data, out),
-            _ => cumsum::<f32>(self, data, out),
+        let (x, out) = (&args[0], &mut outs[0]);
+        match x.dtype {
+            DType::F32 => self.float::<f32>(x.typed(), out.typed()),
+            DType::F64 => self.float::<f64>(x.typed(), out.typed()),
+            DType::F16 => self.float::<f16>(x.typed(), out.typed()),
+            DType::BF16 => self.float::<bf16>(x.typed(), out.typed()),
+            DType::I64 => {
+                self.all(x.typed(), out.typed(), 0i64, i64::wrapping_add, |x| x);
+            }
+            DType::I32 => {
+                self.all(x.typed(), out.typed(), 0i32, i32::wrapping_add, |x| x);
+            }
+            other => return Err(Error::unsupported(format!("CumSum of {other}"))),
         }
         Ok(())
     }
-}
-
-/// Running sum.
-pub(crate) fn compile_cumsum(op: &CumSum, cx: &CompileCx<'_>) -> Result<Box<dyn Kernel>> {
-    let dtype = cx.inputs[0].dtype;
-    if !matches!(dtype, DType::F32 | DType::F64 | DType::I64 | DType::I32) {
-        return Err(Error::unsupported(format!("running sum of {dtype}")));
-    }
-    Ok(Box::new(CumSumKernel {
-        op: op.clone(),
-        around: Around::new(&cx.inputs[0], op.axis)?,
-    }))
 }

@@ -1,477 +1,481 @@
-//! Kernels that move elements: transpose, slice, concat, split, pad, expand, tile.
+//! Ops that move elements: copies between strided layouts, in the longest runs that they allow.
 
-use std::ops::AddAssign;
+use half::{bf16, f16};
+use opt_core::ops::{Op, Pad, PadGrad, PadMode, Slice};
+use opt_core::tensor::{Dims, contiguous_strides};
+use opt_core::{DType, Element, Error, Result, Tensor};
+use smallvec::{SmallVec, smallvec};
 
-use bytemuck::Pod;
-use opt_core::ops::{
-    Concat, Expand, Pad, PadGrad, PadMode, Slice, SliceGrad, Split, Tile, Transpose,
-};
-use opt_core::{DType, Error, Result, TensorType};
+use super::{Arg, CompileCx, Kernel, Out, RunCx, SharedMut, parallel};
 
-use super::{Arg, CompileCx, Kernel, Out, RunCx};
+/// Bytes from which a second thread is worth its start.
+const PARALLEL: usize = 1 << 18;
 
-/// Bytes of an element; packed dtypes cannot be addressed element by element.
-pub(super) fn element_size(ty: &TensorType) -> Result<usize> {
-    if ty.dtype.is_packed() {
-        return Err(Error::unsupported(format!(
-            "moving elements of packed {}; unpack it to i8 first",
-            ty.dtype
-        )));
-    }
-    Ok(ty.dtype.bits() / 8)
+/// Entries of a square that a transposing copy moves at once, so that lines of the cache are
+/// used whole on both sides.
+const BLOCK: usize = 16;
+
+/// An axis of a copy: its size, and the steps in the source and the target.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Axis {
+    size: usize,
+    from: isize,
+    to: isize,
 }
 
-/// A copy between two arrays over a common index space, each side with its strides in elements:
-/// the odometer of every kernel of this file. Axes that are contiguous on both sides are merged,
-/// so that the innermost loop copies runs.
+/// A copy of a box of elements from one strided layout to another.
 #[derive(Debug, Clone)]
-struct Walk {
-    shape: Vec<usize>,
-    from: Vec<isize>,
-    to: Vec<isize>,
-    from_start: usize,
-    to_start: usize,
+pub(super) struct Move {
+    /// Which input and output.
+    input: usize,
+    output: usize,
+    axes: SmallVec<[Axis; 6]>,
+    from: isize,
+    to: isize,
 }
 
-impl Walk {
-    fn new(shape: &[usize], from: &[isize], to: &[isize]) -> Walk {
-        let mut walk = Walk {
-            shape: Vec::new(),
-            from: Vec::new(),
-            to: Vec::new(),
-            from_start: 0,
-            to_start: 0,
-        };
-        for axis in 0..shape.len() {
-            if shape[axis] == 1 {
+impl Move {
+    /// Merges axes that are one run on both sides.
+    fn new(
+        (input, output): (usize, usize),
+        axes: impl IntoIterator<Item = (usize, isize, isize)>,
+        from: isize,
+        to: isize,
+    ) -> Move {
+        let mut merged: SmallVec<[Axis; 6]> = SmallVec::new();
+        let mut empty = false;
+        for (size, from, to) in axes {
+            empty |= size == 0;
+            if size == 1 {
                 continue;
             }
-            let size = shape[axis] as isize;
-            match walk.shape.last_mut() {
-                Some(last)
-                    if *walk.from.last().expect("as long") == from[axis] * size
-                        && *walk.to.last().expect("as long") == to[axis] * size =>
-                {
-                    *last *= shape[axis];
-                    *walk.from.last_mut().expect("as long") = from[axis];
-                    *walk.to.last_mut().expect("as long") = to[axis];
+            let n = size as isize;
+            match merged.last_mut() {
+                Some(last) if last.from == from * n && last.to == to * n => {
+                    *last = Axis {
+                        size: last.size * size,
+                        from,
+                        to,
+                    };
                 }
-                _ => {
-                    walk.shape.push(shape[axis]);
-                    walk.from.push(from[axis]);
-                    walk.to.push(to[axis]);
+                _ => merged.push(Axis { size, from, to }),
+            }
+        }
+        if empty {
+            merged = smallvec![Axis {
+                size: 0,
+                from: 1,
+                to: 1
+            }];
+        }
+        Move {
+            input,
+            output,
+            axes: merged,
+            from,
+            to,
+        }
+    }
+
+    fn len(&self) -> usize {
+        self.axes.iter().map(|a| a.size).product()
+    }
+
+    fn run<T: Copy + Send + Sync>(&self, source: &[T], target: &SharedMut<'_, T>, threads: usize) {
+        let work = self.len() * size_of::<T>();
+        match self.axes.split_first() {
+            Some((outer, rest)) if threads > 1 && work >= PARALLEL && !rest.is_empty() => {
+                parallel(threads, outer.size, |i| {
+                    let i = i as isize;
+                    copy(
+                        rest,
+                        source,
+                        self.from + i * outer.from,
+                        target,
+                        self.to + i * outer.to,
+                    );
+                });
+            }
+            _ => copy(&self.axes, source, self.from, target, self.to),
+        }
+    }
+}
+
+/// Copies a box; the boxes of two calls at a time do not overlap in the target.
+fn copy<T: Copy>(axes: &[Axis], source: &[T], from: isize, target: &SharedMut<'_, T>, to: isize) {
+    let Some((inner, outer)) = axes.split_last() else {
+        set(target, to, source[from as usize]);
+        return;
+    };
+    // A transposition: neighbours of the source are neighbours along another axis.
+    let across = outer
+        .iter()
+        .rposition(|a| a.from == 1 && inner.from != 1 && inner.to == 1);
+    let mut index: SmallVec<[usize; 6]> = smallvec![0; outer.len()];
+    let (mut from, mut to) = (from, to);
+    if axes.iter().any(|a| a.size == 0) {
+        return;
+    }
+    loop {
+        match across {
+            Some(axis) => block(&outer[axis], inner, source, from, target, to),
+            None => run(inner, source, from, target, to),
+        }
+        // The next index; an axis that `block` has walked is done at once.
+        let mut axis = outer.len();
+        loop {
+            if axis == 0 {
+                return;
+            }
+            axis -= 1;
+            if Some(axis) == across {
+                continue;
+            }
+            let a = &outer[axis];
+            index[axis] += 1;
+            from += a.from;
+            to += a.to;
+            if index[axis] < a.size {
+                break;
+            }
+            from -= a.from * a.size as isize;
+            to -= a.to * a.size as isize;
+            index[axis] = 0;
+        }
+    }
+}
+
+#[expect(unsafe_code, reason = "writes the caller's part of a shared target")]
+fn set<T>(target: &SharedMut<'_, T>, at: isize, value: T) {
+    // SAFETY: `at` checks the bounds; nobody else writes this element.
+    unsafe { target.at(at as usize).write(value) }
+}
+
+/// One run along an axis.
+fn run<T: Copy>(a: &Axis, source: &[T], from: isize, target: &SharedMut<'_, T>, to: isize) {
+    if a.to == 1 {
+        let range = to as usize..to as usize + a.size;
+        #[expect(unsafe_code, reason = "writes the caller's part of a shared target")]
+        // SAFETY: nobody else writes these elements.
+        let out = unsafe { target.part(range) };
+        match a.from {
+            1 => out.copy_from_slice(&source[from as usize..][..a.size]),
+            0 => out.fill(source[from as usize]),
+            _ => {
+                for (i, out) in out.iter_mut().enumerate() {
+                    *out = source[(from + i as isize * a.from) as usize];
                 }
             }
         }
-        walk
+    } else {
+        for i in 0..a.size as isize {
+            set(target, to + i * a.to, source[(from + i * a.from) as usize]);
+        }
+    }
+}
+
+/// A plane whose source runs along `across` and whose target runs along `inner`.
+fn block<T: Copy>(
+    across: &Axis,
+    inner: &Axis,
+    source: &[T],
+    from: isize,
+    target: &SharedMut<'_, T>,
+    to: isize,
+) {
+    for i0 in (0..across.size).step_by(BLOCK) {
+        for j0 in (0..inner.size).step_by(BLOCK) {
+            let width = BLOCK.min(inner.size - j0);
+            for i in i0..across.size.min(i0 + BLOCK) {
+                let start = (to + i as isize * across.to) as usize + j0;
+                #[expect(unsafe_code, reason = "writes the caller's part of a shared target")]
+                // SAFETY: nobody else writes these elements.
+                let out = unsafe { target.part(start..start + width) };
+                let mut at = from + i as isize + j0 as isize * inner.from;
+                for out in out {
+                    *out = source[at as usize];
+                    at += inner.from;
+                }
+            }
+        }
+    }
+}
+
+/// Copies, over a value everywhere where they leave some of it.
+#[derive(Debug)]
+struct Moves {
+    name: &'static str,
+    moves: Vec<Move>,
+    fill: Option<Tensor>,
+}
+
+fn strides(shape: &[usize]) -> SmallVec<[isize; 4]> {
+    contiguous_strides(shape)
+}
+
+/// Sizes with the steps of a source and a target.
+fn zip<'a>(
+    shape: &'a [usize],
+    from: &'a [isize],
+    to: &'a [isize],
+) -> impl Iterator<Item = (usize, isize, isize)> + 'a {
+    shape
+        .iter()
+        .zip(from)
+        .zip(to)
+        .map(|((&n, &f), &t)| (n, f, t))
+}
+
+/// The first index and the steps of a slice of a tensor of some strides.
+fn sliced(op: &Slice, strides: &[isize]) -> (isize, SmallVec<[isize; 4]>) {
+    let (mut base, mut steps) = (0, SmallVec::from_slice(strides));
+    for (i, &axis) in op.axes.iter().enumerate() {
+        base += op.starts[i] * strides[axis];
+        steps[axis] = op.steps[i] * strides[axis];
+    }
+    (base, steps)
+}
+
+pub(crate) fn compile(op: &Op, cx: &CompileCx<'_>) -> Result<Box<dyn Kernel>> {
+    let dtype = cx.inputs[0].dtype;
+    if dtype.is_packed() {
+        return Err(Error::unsupported(format!(
+            "{} of packed {dtype}",
+            op.name()
+        )));
+    }
+    let input = cx.inputs[0].shape.fixed()?;
+    let output = cx.outputs[0].shape.fixed()?;
+    let (from, to) = (strides(&input), strides(&output));
+    let mut fill = None;
+    let (name, moves) = match op {
+        Op::Transpose(op) => {
+            let axes = op
+                .perm
+                .iter()
+                .zip(&to)
+                .map(|(&p, &t)| (input[p], from[p], t));
+            ("transpose", vec![Move::new((0, 0), axes, 0, 0)])
+        }
+        Op::Slice(op) => {
+            let (base, steps) = sliced(op, &from);
+            (
+                "slice",
+                vec![Move::new((0, 0), zip(&output, &steps, &to), base, 0)],
+            )
+        }
+        Op::SliceGrad(op) => {
+            fill = Some(Tensor::zeros(dtype, [])?);
+            let (base, steps) = sliced(&op.slice, &to);
+            (
+                "slicegrad",
+                vec![Move::new((0, 0), zip(&input, &from, &steps), 0, base)],
+            )
+        }
+        Op::Concat(op) => {
+            let mut moves = Vec::new();
+            let mut at = 0;
+            for (i, ty) in cx.inputs.iter().enumerate() {
+                let shape = ty.shape.fixed()?;
+                moves.push(Move::new((i, 0), zip(&shape, &strides(&shape), &to), 0, at));
+                at += shape[op.axis] as isize * to[op.axis];
+            }
+            ("concat", moves)
+        }
+        Op::Split(op) => {
+            let mut moves = Vec::new();
+            let mut at = 0;
+            for (i, ty) in cx.outputs.iter().enumerate() {
+                let shape = ty.shape.fixed()?;
+                moves.push(Move::new(
+                    (0, i),
+                    zip(&shape, &from, &strides(&shape)),
+                    at,
+                    0,
+                ));
+                at += shape[op.axis] as isize * from[op.axis];
+            }
+            ("split", moves)
+        }
+        Op::Expand(_) => {
+            let lead = output.len() - input.len();
+            let axes = output.iter().enumerate().map(|(i, &n)| {
+                let own = i >= lead && input[i - lead] == n;
+                (n, if own { from[i - lead] } else { 0 }, to[i])
+            });
+            ("expand", vec![Move::new((0, 0), axes, 0, 0)])
+        }
+        Op::Tile(op) => {
+            let axes = (0..input.len()).flat_map(|i| {
+                [
+                    (op.repeats[i], 0, to[i] * input[i] as isize),
+                    (input[i], from[i], to[i]),
+                ]
+            });
+            ("tile", vec![Move::new((0, 0), axes, 0, 0)])
+        }
+        Op::Pad(op) => match op.mode {
+            PadMode::Constant(value) => {
+                fill = Some(Tensor::full(dtype, [], value)?);
+                let base = op
+                    .begin
+                    .iter()
+                    .zip(&to)
+                    .map(|(&b, &t)| b as isize * t)
+                    .sum();
+                (
+                    "pad",
+                    vec![Move::new((0, 0), zip(&input, &from, &to), 0, base)],
+                )
+            }
+            _ => return Ok(Box::new(Mirror::new(op, &input, &output, false)?)),
+        },
+        Op::PadGrad(PadGrad { pad }) => {
+            return Ok(Box::new(Mirror::new(pad, &output, &input, true)?));
+        }
+        other => return Err(Error::unsupported(format!("{} as a copy", other.name()))),
+    };
+    Ok(Box::new(Moves { name, moves, fill }))
+}
+
+impl Moves {
+    fn all<T: bytemuck::Pod + Send + Sync>(
+        &self,
+        args: &[Arg<'_>],
+        outs: &mut [Out<'_>],
+        threads: usize,
+    ) -> Result<()> {
+        if let Some(fill) = &self.fill {
+            let value: T = bytemuck::pod_read_unaligned(fill.bytes()?);
+            outs[0].typed::<T>().fill(value);
+        }
+        let outs: SmallVec<[SharedMut<'_, T>; 4]> = outs
+            .iter_mut()
+            .map(|out| SharedMut::new(out.typed::<T>()))
+            .collect();
+        for m in &self.moves {
+            m.run(args[m.input].typed::<T>(), &outs[m.output], threads);
+        }
+        Ok(())
+    }
+}
+
+impl Kernel for Moves {
+    fn name(&self) -> String {
+        self.name.into()
     }
 
-    fn starting(mut self, from: usize, to: usize) -> Walk {
-        self.from_start = from;
-        self.to_start = to;
-        self
+    fn run(&self, args: &[Arg<'_>], outs: &mut [Out<'_>], cx: &mut RunCx<'_>) -> Result<()> {
+        match args[0].dtype.bits() {
+            8 => self.all::<u8>(args, outs, cx.threads),
+            16 => self.all::<u16>(args, outs, cx.threads),
+            32 => self.all::<u32>(args, outs, cx.threads),
+            _ => self.all::<u64>(args, outs, cx.threads),
+        }
+    }
+}
+
+/// Padding with entries of the input, and its gradient.
+#[derive(Debug)]
+struct Mirror {
+    /// For each axis of the padded tensor, where along the plain one its entries come from, in
+    /// elements of the whole.
+    maps: Vec<Vec<usize>>,
+    gradient: bool,
+}
+
+impl Mirror {
+    fn new(pad: &Pad, plain: &[usize], padded: &[usize], gradient: bool) -> Result<Mirror> {
+        let steps = strides(plain);
+        let mut maps = Vec::new();
+        for (axis, (&n, &size)) in plain.iter().zip(padded).enumerate() {
+            let mut map = Vec::with_capacity(size);
+            for i in 0..size {
+                let at = i as isize - pad.begin[axis] as isize;
+                let last = n as isize - 1;
+                let source = match pad.mode {
+                    PadMode::Edge => at.clamp(0, last.max(0)),
+                    PadMode::Reflect if at < 0 => -at,
+                    PadMode::Reflect if at > last => 2 * last - at,
+                    PadMode::Reflect => at,
+                    _ => return Err(Error::unsupported("this mode of padding")),
+                };
+                if source < 0 || source > last {
+                    return Err(Error::shape(format!(
+                        "axis {axis} of size {n} is padded too far"
+                    )));
+                }
+                map.push(source as usize * steps[axis] as usize);
+            }
+            maps.push(map);
+        }
+        Ok(Mirror { maps, gradient })
     }
 
-    /// Calls `run(from, to, length, from step, to step)` for each innermost run.
-    fn runs(&self, mut run: impl FnMut(usize, usize, usize, isize, isize)) {
-        if self.shape.contains(&0) {
+    /// Calls `f` with the flat index of each padded entry and of its source.
+    fn each(&self, mut f: impl FnMut(usize, usize)) {
+        let Some((inner, outer)) = self.maps.split_last() else {
+            return f(0, 0);
+        };
+        if self.maps.iter().any(Vec::is_empty) {
             return;
         }
-        let Some(inner) = self.shape.len().checked_sub(1) else {
-            run(self.from_start, self.to_start, 1, 1, 1);
-            return;
-        };
-        let mut index: smallvec::SmallVec<[usize; 8]> = smallvec::smallvec![0; inner];
-        let (mut from, mut to) = (self.from_start as isize, self.to_start as isize);
+        let mut index: Dims = smallvec![0; outer.len()];
+        let mut at = 0;
         loop {
-            run(
-                from as usize,
-                to as usize,
-                self.shape[inner],
-                self.from[inner],
-                self.to[inner],
-            );
-            let mut axis = inner;
+            let base: usize = outer.iter().zip(&index).map(|(m, &i)| m[i]).sum();
+            for &source in inner {
+                f(at, base + source);
+                at += 1;
+            }
+            let mut axis = outer.len();
             loop {
                 if axis == 0 {
                     return;
                 }
                 axis -= 1;
                 index[axis] += 1;
-                from += self.from[axis];
-                to += self.to[axis];
-                if index[axis] < self.shape[axis] {
+                if index[axis] < outer[axis].len() {
                     break;
                 }
-                from -= self.from[axis] * self.shape[axis] as isize;
-                to -= self.to[axis] * self.shape[axis] as isize;
                 index[axis] = 0;
             }
         }
     }
 
-    fn copy<T: Copy>(&self, source: &[T], target: &mut [T]) {
-        self.runs(|from, to, len, fs, ts| {
-            if fs == 1 && ts == 1 {
-                target[to..to + len].copy_from_slice(&source[from..from + len]);
-            } else if fs == 0 && ts == 1 {
-                target[to..to + len].fill(source[from]);
-            } else {
-                let (mut f, mut t) = (from as isize, to as isize);
-                for _ in 0..len {
-                    target[t as usize] = source[f as usize];
-                    f += fs;
-                    t += ts;
-                }
-            }
+    fn gather<T: bytemuck::Pod>(&self, args: &[Arg<'_>], outs: &mut [Out<'_>]) {
+        let (from, to): (&[T], &mut [T]) = (args[0].typed(), outs[0].typed());
+        self.each(|padded, plain| to[padded] = from[plain]);
+    }
+
+    fn add<T: Element>(&self, args: &[Arg<'_>], outs: &mut [Out<'_>]) {
+        let (from, to): (&[T], &mut [T]) = (args[0].typed(), outs[0].typed());
+        to.fill(T::from_f64(0.0));
+        self.each(|padded, plain| {
+            to[plain] = T::from_f64(to[plain].to_f64() + from[padded].to_f64());
         });
     }
-
-    fn copy_sized(&self, size: usize, source: &[u8], target: &mut [u8]) {
-        fn all<T: Pod>(walk: &Walk, source: &[u8], target: &mut [u8]) {
-            let target: &mut [T] = bytemuck::cast_slice_mut(target);
-            walk.copy(bytemuck::cast_slice::<u8, T>(source), target);
-        }
-        match size {
-            1 => all::<u8>(self, source, target),
-            2 => all::<u16>(self, source, target),
-            4 => all::<u32>(self, source, target),
-            _ => all::<u64>(self, source, target),
-        }
-    }
 }
 
-fn strides(shape: &[usize]) -> Vec<isize> {
-    opt_core::tensor::contiguous_strides(shape).to_vec()
-}
-
-fn shape_of(ty: &TensorType) -> Result<Vec<usize>> {
-    Ok(ty.shape.fixed()?.to_vec())
-}
-
-/// One copy from the input to the output, which is zeroed or filled first where the copy does not
-/// cover it.
-#[derive(Debug)]
-struct CopyKernel {
-    name: &'static str,
-    size: usize,
-    walk: Walk,
-    /// The bytes of the element to fill the output with first.
-    fill: Option<Vec<u8>>,
-}
-
-impl Kernel for CopyKernel {
+impl Kernel for Mirror {
     fn name(&self) -> String {
-        self.name.to_string()
+        if self.gradient { "padgrad" } else { "pad" }.into()
     }
 
     fn run(&self, args: &[Arg<'_>], outs: &mut [Out<'_>], _: &mut RunCx<'_>) -> Result<()> {
-        let target = &mut *outs[0].bytes;
-        match &self.fill {
-            Some(element) if element.iter().all(|&b| b == 0) => target.fill(0),
-            Some(element) => {
-                for chunk in target.chunks_exact_mut(self.size) {
-                    chunk.copy_from_slice(element);
-                }
-            }
-            None => {}
-        }
-        self.walk.copy_sized(self.size, args[0].bytes, target);
-        Ok(())
-    }
-}
-
-/// Axes in another order.
-pub(crate) fn compile_transpose(op: &Transpose, cx: &CompileCx<'_>) -> Result<Box<dyn Kernel>> {
-    let size = element_size(&cx.inputs[0])?;
-    let input = strides(&shape_of(&cx.inputs[0])?);
-    let shape = shape_of(&cx.outputs[0])?;
-    let from: Vec<isize> = op.perm.iter().map(|&p| input[p]).collect();
-    Ok(Box::new(CopyKernel {
-        name: "transpose",
-        size,
-        walk: Walk::new(&shape, &from, &strides(&shape)),
-        fill: None,
-    }))
-}
-
-/// For a slice of `whole` of which `part` is the shape: the start and the strides in the whole.
-fn sliced(op: &Slice, whole: &[usize]) -> (usize, Vec<isize>) {
-    let mut steps = strides(whole);
-    let mut start = 0isize;
-    for (i, &axis) in op.axes.iter().enumerate() {
-        start += op.starts[i] * steps[axis];
-        steps[axis] *= op.steps[i];
-    }
-    (start.max(0) as usize, steps)
-}
-
-/// A part along axes.
-pub(crate) fn compile_slice(op: &Slice, cx: &CompileCx<'_>) -> Result<Box<dyn Kernel>> {
-    let size = element_size(&cx.inputs[0])?;
-    let shape = shape_of(&cx.outputs[0])?;
-    let (start, from) = sliced(op, &shape_of(&cx.inputs[0])?);
-    Ok(Box::new(CopyKernel {
-        name: "slice",
-        size,
-        walk: Walk::new(&shape, &from, &strides(&shape)).starting(start, 0),
-        fill: None,
-    }))
-}
-
-/// Zeros with the input written to a slice.
-pub(crate) fn compile_slice_grad(op: &SliceGrad, cx: &CompileCx<'_>) -> Result<Box<dyn Kernel>> {
-    let size = element_size(&cx.inputs[0])?;
-    let shape = shape_of(&cx.inputs[0])?;
-    let (start, to) = sliced(&op.slice, &shape_of(&cx.outputs[0])?);
-    Ok(Box::new(CopyKernel {
-        name: "slice grad",
-        size,
-        walk: Walk::new(&shape, &strides(&shape), &to).starting(0, start),
-        fill: Some(vec![0; size]),
-    }))
-}
-
-/// The input repeated to a larger shape.
-pub(crate) fn compile_expand(_: &Expand, cx: &CompileCx<'_>) -> Result<Box<dyn Kernel>> {
-    let size = element_size(&cx.inputs[0])?;
-    let (input, shape) = (shape_of(&cx.inputs[0])?, shape_of(&cx.outputs[0])?);
-    let lead = shape.len() - input.len();
-    let mut from = vec![0; shape.len()];
-    for (axis, stride) in strides(&input).into_iter().enumerate() {
-        if input[axis] == shape[lead + axis] {
-            from[lead + axis] = stride;
-        }
-    }
-    Ok(Box::new(CopyKernel {
-        name: "expand",
-        size,
-        walk: Walk::new(&shape, &from, &strides(&shape)),
-        fill: None,
-    }))
-}
-
-/// The input repeated as a whole along each axis.
-pub(crate) fn compile_tile(op: &Tile, cx: &CompileCx<'_>) -> Result<Box<dyn Kernel>> {
-    let size = element_size(&cx.inputs[0])?;
-    let (input, output) = (shape_of(&cx.inputs[0])?, shape_of(&cx.outputs[0])?);
-    let (from_in, from_out) = (strides(&input), strides(&output));
-    let (mut shape, mut from, mut to) = (Vec::new(), Vec::new(), Vec::new());
-    for axis in 0..input.len() {
-        shape.extend([op.repeats[axis], input[axis]]);
-        from.extend([0, from_in[axis]]);
-        to.extend([from_out[axis] * input[axis] as isize, from_out[axis]]);
-    }
-    Ok(Box::new(CopyKernel {
-        name: "tile",
-        size,
-        walk: Walk::new(&shape, &from, &to),
-        fill: None,
-    }))
-}
-
-/// The bytes of a number in a dtype.
-fn element_bytes(dtype: DType, value: f64) -> Result<Vec<u8>> {
-    Ok(opt_core::Tensor::full(dtype, [], value)?.bytes()?.to_vec())
-}
-
-/// Entries added before and after each axis.
-pub(crate) fn compile_pad(op: &Pad, cx: &CompileCx<'_>) -> Result<Box<dyn Kernel>> {
-    let size = element_size(&cx.inputs[0])?;
-    let (input, output) = (shape_of(&cx.inputs[0])?, shape_of(&cx.outputs[0])?);
-    match op.mode {
-        PadMode::Constant(value) => {
-            let to = strides(&output);
-            let start: isize = to.iter().zip(&op.begin).map(|(s, &b)| s * b as isize).sum();
-            Ok(Box::new(CopyKernel {
-                name: "pad",
-                size,
-                walk: Walk::new(&input, &strides(&input), &to).starting(0, start as usize),
-                fill: Some(element_bytes(cx.inputs[0].dtype, value)?),
-            }))
-        }
-        PadMode::Reflect | PadMode::Edge => Ok(Box::new(PadIndexed {
-            size,
-            sources: padded_sources(op, &input, &output)?,
-        })),
-        other => Err(Error::unsupported(format!("padding mode {other:?}"))),
-    }
-}
-
-/// For each entry of a padded output, the index of the input entry it copies.
-fn padded_sources(op: &Pad, input: &[usize], output: &[usize]) -> Result<Vec<u32>> {
-    let axes: Vec<Vec<usize>> = (0..input.len())
-        .map(|axis| {
-            let last = input[axis] as isize - 1;
-            (0..output[axis])
-                .map(|i| {
-                    let at = i as isize - op.begin[axis] as isize;
-                    let at = match op.mode {
-                        PadMode::Reflect if at < 0 => -at,
-                        PadMode::Reflect if at > last => 2 * last - at,
-                        _ => at.clamp(0, last),
-                    };
-                    at as usize
-                })
-                .collect()
-        })
-        .collect();
-    let strides = strides(input);
-    let mut sources = vec![0usize];
-    for (axis, indices) in axes.iter().enumerate() {
-        sources = sources
-            .iter()
-            .flat_map(|s| indices.iter().map(move |i| (s, i)))
-            .map(|(s, i)| s + i * strides[axis] as usize)
-            .collect();
-    }
-    sources
-        .into_iter()
-        .map(|s| u32::try_from(s).map_err(|_| Error::unsupported("padding over 2^32 elements")))
-        .collect()
-}
-
-#[derive(Debug)]
-struct PadIndexed {
-    size: usize,
-    sources: Vec<u32>,
-}
-
-impl Kernel for PadIndexed {
-    fn name(&self) -> String {
-        "pad".to_string()
-    }
-
-    fn run(&self, args: &[Arg<'_>], outs: &mut [Out<'_>], _: &mut RunCx<'_>) -> Result<()> {
-        let size = self.size;
-        for (target, &s) in outs[0].bytes.chunks_exact_mut(size).zip(&self.sources) {
-            target.copy_from_slice(&args[0].bytes[s as usize * size..][..size]);
+        match (self.gradient, args[0].dtype) {
+            (false, dtype) => match dtype.bits() {
+                8 => self.gather::<u8>(args, outs),
+                16 => self.gather::<u16>(args, outs),
+                32 => self.gather::<u32>(args, outs),
+                _ => self.gather::<u64>(args, outs),
+            },
+            (true, DType::F32) => self.add::<f32>(args, outs),
+            (true, DType::F64) => self.add::<f64>(args, outs),
+            (true, DType::F16) => self.add::<f16>(args, outs),
+            (true, DType::BF16) => self.add::<bf16>(args, outs),
+            (true, other) => return Err(Error::unsupported(format!("PadGrad of {other}"))),
         }
         Ok(())
     }
-}
-
-/// Adds each padded entry to the entry it was copied from.
-pub(crate) fn compile_pad_grad(op: &PadGrad, cx: &CompileCx<'_>) -> Result<Box<dyn Kernel>> {
-    let (output, input) = (shape_of(&cx.inputs[0])?, shape_of(&cx.outputs[0])?);
-    let dtype = cx.inputs[0].dtype;
-    if !matches!(dtype, DType::F32 | DType::F64) {
-        return Err(Error::unsupported(format!(
-            "gradient of padding in {dtype}"
-        )));
-    }
-    Ok(Box::new(PadGradKernel {
-        sources: padded_sources(&op.pad, &input, &output)?,
-    }))
-}
-
-#[derive(Debug)]
-struct PadGradKernel {
-    sources: Vec<u32>,
-}
-
-impl Kernel for PadGradKernel {
-    fn name(&self) -> String {
-        "pad grad".to_string()
-    }
-
-    fn run(&self, args: &[Arg<'_>], outs: &mut [Out<'_>], _: &mut RunCx<'_>) -> Result<()> {
-        fn add<T: Pod + AddAssign>(sources: &[u32], from: &[T], to: &mut [T]) {
-            to.fill(T::zeroed());
-            for (&s, &g) in sources.iter().zip(from) {
-                to[s as usize] += g;
-            }
-        }
-        if args[0].dtype == DType::F64 {
-            add::<f64>(&self.sources, args[0].typed(), outs[0].typed());
-        } else {
-            add::<f32>(&self.sources, args[0].typed(), outs[0].typed());
-        }
-        Ok(())
-    }
-}
-
-/// Rows of bytes: how inputs lie side by side in an output (concat), or an input in outputs
-/// (split).
-#[derive(Debug)]
-struct Rows {
-    name: &'static str,
-    outer: usize,
-    /// Bytes of one row of each part.
-    parts: Vec<usize>,
-}
-
-impl Rows {
-    fn new(name: &'static str, axis: usize, parts: &[TensorType]) -> Result<Rows> {
-        let mut rows = Vec::with_capacity(parts.len());
-        let mut outer = 1;
-        for ty in parts {
-            let shape = ty.shape.fixed()?;
-            outer = shape[..axis].iter().product();
-            rows.push(shape[axis..].iter().product::<usize>() * element_size(ty)?);
-        }
-        Ok(Rows {
-            name,
-            outer,
-            parts: rows,
-        })
-    }
-}
-
-#[derive(Debug)]
-struct ConcatKernel(Rows);
-
-impl Kernel for ConcatKernel {
-    fn name(&self) -> String {
-        self.0.name.to_string()
-    }
-
-    fn run(&self, args: &[Arg<'_>], outs: &mut [Out<'_>], _: &mut RunCx<'_>) -> Result<()> {
-        let total: usize = self.0.parts.iter().sum();
-        let target = &mut *outs[0].bytes;
-        let mut at = 0;
-        for (arg, &row) in args.iter().zip(&self.0.parts) {
-            for o in 0..self.0.outer {
-                target[o * total + at..][..row].copy_from_slice(&arg.bytes[o * row..][..row]);
-            }
-            at += row;
-        }
-        Ok(())
-    }
-}
-
-/// Tensors side by side.
-pub(crate) fn compile_concat(op: &Concat, cx: &CompileCx<'_>) -> Result<Box<dyn Kernel>> {
-    Ok(Box::new(ConcatKernel(Rows::new(
-        "concat", op.axis, cx.inputs,
-    )?)))
-}
-
-#[derive(Debug)]
-struct SplitKernel(Rows);
-
-impl Kernel for SplitKernel {
-    fn name(&self) -> String {
-        self.0.name.to_string()
-    }
-
-    fn run(&self, args: &[Arg<'_>], outs: &mut [Out<'_>], _: &mut RunCx<'_>) -> Result<()> {
-        let total: usize = self.0.parts.iter().sum();
-        let mut at = 0;
-        for (out, &row) in outs.iter_mut().zip(&self.0.parts) {
-            for o in 0..self.0.outer {
-                out.bytes[o * row..][..row]
-                    .copy_from_slice(&args[0].bytes[o * total + at..][..row]);
-            }
-            at += row;
-        }
-        Ok(())
-    }
-}
-
-/// Parts along an axis.
-pub(crate) fn compile_split(op: &Split, cx: &CompileCx<'_>) -> Result<Box<dyn Kernel>> {
-    Ok(Box::new(SplitKernel(Rows::new(
-        "split", op.axis, cx.outputs,
-    )?)))
 }
