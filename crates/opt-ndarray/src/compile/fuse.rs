@@ -2,7 +2,8 @@
 //!
 //! First a bias and functions of one operand move into the product or convolution before them.
 //! Then element-wise steps of one shape that feed each other become one program; two of them
-//! join unless a step outside would have to run between them.
+//! join unless a step outside would have to run between them. Expansions before element-wise
+//! steps go, since those broadcast by themselves.
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -19,7 +20,27 @@ const NODES: usize = 48;
 /// Fuses what can be.
 pub(super) fn fuse(ir: &mut Ir) -> Result<()> {
     epilogues(ir)?;
+    skip_expansions(ir);
     programs(ir)
+}
+
+/// Element-wise steps broadcast what they read: they need no expanded operand.
+fn skip_expansions(ir: &mut Ir) {
+    let mut narrow: HashMap<Id, Id> = HashMap::new();
+    for step in &mut ir.steps {
+        match &step.kind {
+            Kind::Op(Op::Expand(_)) => {
+                narrow.insert(step.outputs[0], step.inputs[0]);
+            }
+            Kind::Op(Op::Unary(_) | Op::Binary(_) | Op::Where(_)) => {
+                for v in &mut step.inputs {
+                    *v = narrow.get(v).copied().unwrap_or(*v);
+                }
+            }
+            _ => {}
+        }
+    }
+    ir.remove_dead();
 }
 
 /// For each value the step that computes it.

@@ -3,6 +3,8 @@
 //! Each family has a `compile` function that turns an op, with the types of a node, into a
 //! [`Kernel`] with everything precomputed that does not depend on the inputs' content.
 
+mod attention;
+mod conv;
 mod custom;
 pub(crate) mod elementwise;
 pub(crate) mod gemm;
@@ -11,7 +13,11 @@ mod lanes;
 mod loss;
 mod math;
 mod matmul;
+mod norm;
+mod pool;
+mod quant;
 mod random;
+mod recurrent;
 mod reduce;
 mod scan;
 mod shape;
@@ -129,6 +135,27 @@ pub(crate) fn compile(op: &Op, cx: &CompileCx<'_>) -> Result<Box<dyn Kernel>> {
         Op::Random(op) => random::compile(op, cx),
         Op::Dropout(op) => random::compile_dropout(op, cx),
         Op::Custom(op) => Ok(Box::new(custom::Custom(op.clone()))),
+        Op::Conv(op) => conv::compile_conv(op, cx),
+        Op::ConvTranspose(op) => conv::compile_conv_transpose(op, cx),
+        Op::ConvGradWeight(op) => conv::compile_conv_grad_weight(op, cx),
+        Op::MaxPool(op) => pool::compile_max_pool(op, cx),
+        Op::MaxPoolGrad(op) => pool::compile_max_pool_grad(op, cx),
+        Op::AvgPool(op) => pool::compile_avg_pool(op, cx),
+        Op::AvgPoolGrad(op) => pool::compile_avg_pool_grad(op, cx),
+        Op::BatchNorm(op) => norm::compile_batch_norm(op, cx),
+        Op::BatchNormGrad(_) => norm::compile_batch_norm_grad(cx),
+        Op::LayerNorm(op) => norm::compile_layer_norm(op, cx),
+        Op::GroupNorm(op) => norm::compile_group_norm(op, cx),
+        Op::InstanceNorm(op) => norm::compile_instance_norm(op, cx),
+        Op::RmsNorm(op) => norm::compile_rms_norm(op, cx),
+        Op::Lstm(op) => recurrent::compile_lstm(op, cx),
+        Op::LstmGrad(op) => recurrent::compile_lstm_grad(op, cx),
+        Op::Gru(op) => recurrent::compile_gru(op, cx),
+        Op::GruGrad(op) => recurrent::compile_gru_grad(op, cx),
+        Op::Attention(op) => attention::compile_attention(op, cx),
+        Op::Quantize(op) => quant::compile_quantize(op, cx),
+        Op::Dequantize(op) => quant::compile_dequantize(op, cx),
+        Op::FakeQuantize(op) => quant::compile_fake_quantize(op, cx),
         other => Err(Error::unsupported(format!(
             "the CPU backend has no kernel for {}",
             other.name()
