@@ -14,7 +14,9 @@ use opt_core::{DType, Error, Result, TensorType};
 pub(super) use self::columns::Geometry;
 use self::real::{Packed, Real};
 use super::gemm::Mat;
-use super::{Arg, CompileCx, Kernel, Out, RunCx, SharedMut, elementwise, parallel, parallel_chunks};
+use super::{
+    Arg, CompileCx, Kernel, Out, RunCx, SharedMut, elementwise, parallel, parallel_chunks,
+};
 
 /// Elements of a block of columns: what stays in the second-level cache beside the weight.
 const BLOCK: usize = 1 << 17;

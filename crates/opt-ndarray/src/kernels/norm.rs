@@ -43,7 +43,10 @@ fn float(ty: &TensorType, what: &str) -> Result<()> {
     if matches!(ty.dtype, DType::F32 | DType::F64) {
         return Ok(());
     }
-    Err(Error::unsupported(format!("{what} of {}; cast to f32 first", ty.dtype)))
+    Err(Error::unsupported(format!(
+        "{what} of {}; cast to f32 first",
+        ty.dtype
+    )))
 }
 
 /// The sum of a function over entries in sixteen running sums: as accurate as pairwise for the
@@ -122,15 +125,20 @@ impl BatchNorm {
     fn eval<T: Real>(&self, args: &[Arg<'_>], out: &mut [T], threads: usize) {
         let [x, scale, bias, mean, var] = [0, 1, 2, 3, 4].map(|i| args[i].typed::<T>());
         let Channels { c, inner, .. } = self.channels;
-        parallel_chunks(self.channels.threads(threads), out, (c * inner).max(1), |n, out| {
-            for (i, y) in out.chunks_mut(inner.max(1)).enumerate() {
-                let a = scale[i] * (var[i] + T::of(self.op.epsilon)).root().inverse();
-                let b = bias[i] - mean[i] * a;
-                for (y, &x) in y.iter_mut().zip(&x[self.channels.run(n, i)]) {
-                    *y = x * a + b;
+        parallel_chunks(
+            self.channels.threads(threads),
+            out,
+            (c * inner).max(1),
+            |n, out| {
+                for (i, y) in out.chunks_mut(inner.max(1)).enumerate() {
+                    let a = scale[i] * (var[i] + T::of(self.op.epsilon)).root().inverse();
+                    let b = bias[i] - mean[i] * a;
+                    for (y, &x) in y.iter_mut().zip(&x[self.channels.run(n, i)]) {
+                        *y = x * a + b;
+                    }
                 }
-            }
-        });
+            },
+        );
     }
 
     fn train<T: Real>(&self, args: &[Arg<'_>], outs: &mut [Out<'_>], threads: usize) {
@@ -152,7 +160,10 @@ impl BatchNorm {
             let v = (0..n).fold(T::ZERO, |s, k| s + sum_of(run(k), square)) * over;
             let inv = (v + T::of(self.op.epsilon)).root().inverse();
             let (a, b) = (scale[i] * inv, bias[i] - m * scale[i] * inv);
-            #[expect(unsafe_code, reason = "each channel has its own entries of the outputs")]
+            #[expect(
+                unsafe_code,
+                reason = "each channel has its own entries of the outputs"
+            )]
             // SAFETY: task i is the only one to touch channel i of any output.
             unsafe {
                 for k in 0..n {
@@ -221,7 +232,10 @@ impl BatchNormGrad {
             let a = scale[i] * r;
             let slope = a * r * r * dot * over;
             let shift = m * slope - a * sum * over;
-            #[expect(unsafe_code, reason = "each channel has its own entries of the outputs")]
+            #[expect(
+                unsafe_code,
+                reason = "each channel has its own entries of the outputs"
+            )]
             // SAFETY: task i is the only one to touch channel i of any output.
             unsafe {
                 for k in 0..n {

@@ -117,7 +117,11 @@ impl MaxPool {
     fn new(x: &TensorType, y: &TensorType, op: &ops::MaxPool) -> Result<MaxPool> {
         let images = Images::new(x, y, &op.kernel, &op.window)?;
         let pairs = images.output.saturating_mul(images.geometry.taps());
-        let table = if pairs <= TABLE { images.table() } else { Vec::new() };
+        let table = if pairs <= TABLE {
+            images.table()
+        } else {
+            Vec::new()
+        };
         Ok(MaxPool { images, table })
     }
 
@@ -134,8 +138,12 @@ impl MaxPool {
     /// Whether windows of 2 x 2 tile the image: the common case.
     fn is_halving(&self) -> bool {
         let g = &self.images.geometry;
-        g.kernel == [1, 2, 2] && g.stride == [1, 2, 2] && g.pad == [0; 3] && g.dilation == [1; 3]
-            && g.output[1] * 2 <= g.input[1] && g.output[2] * 2 <= g.input[2]
+        g.kernel == [1, 2, 2]
+            && g.stride == [1, 2, 2]
+            && g.pad == [0; 3]
+            && g.dilation == [1; 3]
+            && g.output[1] * 2 <= g.input[1]
+            && g.output[2] * 2 <= g.input[2]
     }
 
     fn channel<T: Element + PartialOrd>(&self, x: &[T], y: &mut [T]) {
@@ -233,7 +241,10 @@ impl Kernel for MaxPool {
 /// Max pooling.
 pub(crate) fn compile_max_pool(op: &ops::MaxPool, cx: &CompileCx<'_>) -> Result<Box<dyn Kernel>> {
     let dtype = cx.inputs[0].dtype;
-    if !matches!(dtype, DType::F32 | DType::F64 | DType::I8 | DType::U8 | DType::I32) {
+    if !matches!(
+        dtype,
+        DType::F32 | DType::F64 | DType::I8 | DType::U8 | DType::I32
+    ) {
         return Err(Error::unsupported(format!("max pooling of {dtype}")));
     }
     Ok(Box::new(MaxPool::new(&cx.inputs[0], &cx.outputs[0], op)?))
@@ -264,7 +275,10 @@ fn float(ty: &TensorType, what: &str) -> Result<()> {
     if matches!(ty.dtype, DType::F32 | DType::F64) {
         return Ok(());
     }
-    Err(Error::unsupported(format!("{what} of {}; cast to f32 first", ty.dtype)))
+    Err(Error::unsupported(format!(
+        "{what} of {}; cast to f32 first",
+        ty.dtype
+    )))
 }
 
 /// Gradient of max pooling.

@@ -87,7 +87,10 @@ fn f32_only(ty: &TensorType, what: &str) -> Result<()> {
     if ty.dtype == DType::F32 {
         return Ok(());
     }
-    Err(Error::unsupported(format!("{what} with {} scales; cast to f32", ty.dtype)))
+    Err(Error::unsupported(format!(
+        "{what} with {} scales; cast to f32",
+        ty.dtype
+    )))
 }
 
 fn integers(dtype: DType, wide: bool) -> Result<()> {
@@ -131,7 +134,11 @@ impl Kernel for Quantize {
         };
         if self.dtype.is_packed() {
             for (i, byte) in outs[0].bytes.iter_mut().enumerate() {
-                let high = if 2 * i + 1 < x.len() { point(2 * i + 1) } else { 0 };
+                let high = if 2 * i + 1 < x.len() {
+                    point(2 * i + 1)
+                } else {
+                    0
+                };
                 *byte = point(2 * i) & 0xF | high << 4;
             }
             return Ok(());
@@ -184,14 +191,20 @@ impl Kernel for Dequantize {
     }
 
     fn run(&self, args: &[Arg<'_>], outs: &mut [Out<'_>], _: &mut RunCx<'_>) -> Result<()> {
-        let (q, scale, zeros) = (
-            Ints::of(&args[0]),
-            args[1].typed::<f32>(),
-            Ints::of(&args[2]),
-        );
-        for (i, y) in outs[0].typed::<f32>().iter_mut().enumerate() {
-            let k = self.grid.at(i);
-            *y = q.at(i).wrapping_sub(zeros.at(k)) as f32 * scale[k];
+        let (q, zeros) = (Ints::of(&args[0]), Ints::of(&args[2]));
+        let level = |i: usize, k: usize| q.at(i).wrapping_sub(zeros.at(k));
+        if outs[0].dtype == DType::F64 {
+            let scale = args[1].typed::<f64>();
+            for (i, y) in outs[0].typed::<f64>().iter_mut().enumerate() {
+                let k = self.grid.at(i);
+                *y = f64::from(level(i, k)) * scale[k];
+            }
+        } else {
+            let scale = args[1].typed::<f32>();
+            for (i, y) in outs[0].typed::<f32>().iter_mut().enumerate() {
+                let k = self.grid.at(i);
+                *y = level(i, k) as f32 * scale[k];
+            }
         }
         Ok(())
     }
@@ -202,7 +215,12 @@ pub(crate) fn compile_dequantize(
     op: &ops::Dequantize,
     cx: &CompileCx<'_>,
 ) -> Result<Box<dyn Kernel>> {
-    f32_only(&cx.inputs[1], "dequantization")?;
+    let scales = cx.inputs[1].dtype;
+    if !matches!(scales, DType::F32 | DType::F64) {
+        return Err(Error::unsupported(format!(
+            "dequantization with {scales} scales; cast to f32"
+        )));
+    }
     integers(cx.inputs[0].dtype, true)?;
     Ok(Box::new(Dequantize {
         grid: Grid::new(&cx.inputs[0], op.axis, op.block)?,

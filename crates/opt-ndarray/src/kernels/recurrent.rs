@@ -328,7 +328,14 @@ impl<C: Cell> Recurrent<C> {
         let (h, c) = states.split_at_mut(s.state());
         for n in 0..s.batch {
             let range = n * s.hidden..(n + 1) * s.hidden;
-            gates(s, weights, &x[n * s.input..][..s.input], &h[range.clone()], wx, rh);
+            gates(
+                s,
+                weights,
+                &x[n * s.input..][..s.input],
+                &h[range.clone()],
+                wx,
+                rh,
+            );
             let c = if C::STATES > 1 {
                 &mut c[range.clone()]
             } else {

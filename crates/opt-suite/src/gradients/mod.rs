@@ -2,6 +2,7 @@
 //! family.
 
 pub mod attention;
+pub mod conv;
 pub mod elementwise;
 pub mod golden;
 pub mod loss;
@@ -9,6 +10,7 @@ pub mod matmul;
 pub mod quant;
 pub mod random;
 pub mod reduce;
+pub mod shape;
 pub mod symbolic;
 
 use opt_core::autodiff::grad;
@@ -20,6 +22,7 @@ use crate::{Case, Check};
 pub fn cases() -> Vec<Case> {
     [
         attention::cases(),
+        conv::cases(),
         elementwise::cases(),
         golden::cases(),
         loss::cases(),
@@ -27,6 +30,7 @@ pub fn cases() -> Vec<Case> {
         quant::cases(),
         random::cases(),
         reduce::cases(),
+        shape::cases(),
         symbolic::cases(),
     ]
     .concat()

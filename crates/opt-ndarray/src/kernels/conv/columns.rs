@@ -131,19 +131,23 @@ impl Geometry {
         columns: &mut [T],
     ) {
         let stride = self.stride[2];
-        self.visit(channels, &pixels, |start, [before, inside, after], source| {
-            let row = &mut columns[start..start + before + inside + after];
-            row[..before].fill(T::default());
-            row[before + inside..].fill(T::default());
-            let target = &mut row[before..before + inside];
-            if stride == 1 {
-                target.copy_from_slice(&x[source..source + inside]);
-            } else {
-                for (t, &v) in target.iter_mut().zip(x[source..].iter().step_by(stride)) {
-                    *t = v;
+        self.visit(
+            channels,
+            &pixels,
+            |start, [before, inside, after], source| {
+                let row = &mut columns[start..start + before + inside + after];
+                row[..before].fill(T::default());
+                row[before + inside..].fill(T::default());
+                let target = &mut row[before..before + inside];
+                if stride == 1 {
+                    target.copy_from_slice(&x[source..source + inside]);
+                } else {
+                    for (t, &v) in target.iter_mut().zip(x[source..].iter().step_by(stride)) {
+                        *t = v;
+                    }
                 }
-            }
-        });
+            },
+        );
     }
 
     /// Adds the columns to the pixels that [`Geometry::gather`] would take them from.
