@@ -108,7 +108,7 @@ impl MatMul {
             }
         };
         let size = self.m * self.n;
-        if self.a_offsets.len() > 1 && gemm::is_small(self.m, self.n, self.k) {
+        if self.a_offsets.len() > 1 && gemm::on_tiles(self.m, self.n, self.k) {
             parallel_chunks(threads, out, size, |batch, out| one(batch, out, 1));
         } else {
             for (batch, out) in out.chunks_mut(size.max(1)).enumerate() {
