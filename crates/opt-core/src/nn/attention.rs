@@ -200,6 +200,18 @@ mod tests {
     }
 
     #[test]
+    fn lengths_may_be_symbols() {
+        let mut m = ModelBuilder::new("m", 0);
+        let shape = Shape::new([Dim::from("batch"), Dim::from("sequence"), 32.into()]);
+        let x = m
+            .input("x", crate::TensorType::new(crate::DType::F32, shape))
+            .unwrap();
+        let layer = TransformerEncoderLayer::new(4, 64).causal(true);
+        let y = m.layer("layer", layer, x).unwrap();
+        assert_eq!(m.type_of(y).to_string(), "f32[batch,sequence,32]");
+    }
+
+    #[test]
     fn heads_must_divide_the_width() {
         let mut m = ModelBuilder::new("m", 0);
         let x = m.batch("x", [10, 32]).unwrap();

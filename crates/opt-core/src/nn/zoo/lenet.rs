@@ -7,7 +7,7 @@ use crate::{Graph, Result};
 /// for 784 features and 10 classes. Input `features` `[batch, features]`, output `logits`.
 ///
 /// # Errors
-/// If there are no features.
+/// If a parameter would be too large to address.
 pub fn lenet_300_100(features: usize, classes: usize, seed: u64) -> Result<Graph> {
     let mut m = ModelBuilder::new("lenet_300_100", seed);
     let mut x = m.batch("features", [features])?;

@@ -25,7 +25,7 @@ pub struct LstmClassifier {
 /// `[batch, steps]` (`i64`), output `logits`.
 ///
 /// # Errors
-/// If a size is 0.
+/// If a parameter would be too large to address, or the hidden width is 0.
 pub fn lstm_classifier(config: &LstmClassifier, seed: u64) -> Result<Graph> {
     let mut m = ModelBuilder::new("lstm_classifier", seed);
     let tokens = m.batch_of(DType::I64, "tokens", [config.steps])?;
@@ -60,6 +60,11 @@ mod tests {
             let lstm = 4 * 32 * 16 + 4 * 32 * 32 + 2 * 4 * 32;
             let expected = 100 * 16 + directions * lstm + directions * 32 * 4 + 4;
             assert_eq!(graph.parameter_count(), expected);
+            let none = LstmClassifier {
+                hidden: 0,
+                ..config
+            };
+            assert!(lstm_classifier(&none, 0).is_err());
         }
     }
 }

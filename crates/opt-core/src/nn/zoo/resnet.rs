@@ -66,7 +66,7 @@ impl BasicBlock {
 /// images of 3 channels and 10 classes. Input `image`, output `logits`.
 ///
 /// # Errors
-/// If a size is 0.
+/// If a parameter would be too large to address, or the image has no pixels.
 pub fn resnet20(image: [usize; 3], classes: usize, seed: u64) -> Result<Graph> {
     let mut m = ModelBuilder::new("resnet20", seed);
     let x = m.batch("image", image)?;
@@ -103,5 +103,6 @@ mod tests {
     #[test]
     fn odd_images_fit_their_shortcuts() {
         resnet20([1, 9, 7], 5, 0).unwrap();
+        assert!(resnet20([1, 0, 7], 5, 0).is_err());
     }
 }
