@@ -20,6 +20,9 @@ cargo xtask test [--skip-oracle]
     libraries they come from, tests, doc tests, documentation, release examples. Sets up .venv
     with what the oracle scripts need (--skip-oracle leaves Python out).
 
+cargo xtask golden --check
+    Runs the oracle scripts and compares what they write with the committed golden files.
+
 cargo xtask golden [--into CRATE] [SCRIPT..]
     Runs the oracle scripts (all, or those named, such as `metrics`) and rewrites their golden
     files. A file that no crate has yet goes to the tests/golden folder of CRATE.
@@ -83,7 +86,7 @@ fn test(options: &[&str]) -> Result {
     if !skip_oracle {
         let again = "cargo xtask test";
         runner.call("oracle environment", again, oracle::set_up)?;
-        let again = "cargo xtask golden && git diff";
+        let again = "cargo xtask golden --check";
         runner.call("golden files", again, oracle::verify)?;
     }
     runner.run(
@@ -102,6 +105,10 @@ fn test(options: &[&str]) -> Result {
 }
 
 fn golden(options: &[&str]) -> Result {
+    if options == ["--check"] {
+        oracle::set_up()?;
+        return oracle::verify();
+    }
     let mut into = None;
     let mut scripts = Vec::new();
     let mut options = options.iter();
