@@ -1,2 +1,127 @@
-//! Developer commands.
-fn main() {}
+//! Developer commands: `cargo xtask help` lists them.
+
+mod golden;
+mod oracle;
+mod step;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use step::{Runner, cargo};
+
+/// What a command fails with: a message for the terminal.
+type Result<T = ()> = std::result::Result<T, String>;
+
+const HELP: &str = "\
+Developer commands.
+
+cargo xtask test [--skip-oracle]
+    Everything that has to pass: formatting, lints, the golden files against the Python
+    libraries they come from, tests, doc tests, documentation, release examples. Sets up .venv
+    with what the oracle scripts need (--skip-oracle leaves Python out).
+
+cargo xtask golden --check
+    Runs the oracle scripts and compares what they write with the committed golden files.
+
+cargo xtask golden [--into CRATE] [SCRIPT..]
+    Runs the oracle scripts (all, or those named, such as `metrics`) and rewrites their golden
+    files. A file that no crate has yet goes to the tests/golden folder of CRATE.
+
+The environment variable PYTHON names the interpreter that makes .venv (default: python3).
+";
+
+fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    let result = match args.as_slice() {
+        ["test", options @ ..] => test(options),
+        ["golden", options @ ..] => golden(options),
+        ["help" | "--help" | "-h"] => {
+            print!("{HELP}");
+            Ok(())
+        }
+        _ => Err(format!("no such command: {args:?}\n\n{HELP}")),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(message) => {
+            eprintln!("{message}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The root of the workspace.
+fn root() -> PathBuf {
+    let manifest = Path::new(env!("CARGO_MANIFEST_DIR"));
+    manifest
+        .parent()
+        .expect("xtask lies in the root")
+        .to_path_buf()
+}
+
+fn test(options: &[&str]) -> Result {
+    let skip_oracle = match options {
+        [] => false,
+        ["--skip-oracle"] => true,
+        _ => {
+            return Err(format!(
+                "unknown options {options:?}; see `cargo xtask help`"
+            ));
+        }
+    };
+    let mut runner = Runner::new();
+    runner.run("format", cargo(["fmt", "--all", "--check"]))?;
+    runner.run(
+        "lints",
+        cargo([
+            "clippy",
+            "--workspace",
+            "--all-targets",
+            "--",
+            "-D",
+            "warnings",
+        ]),
+    )?;
+    if !skip_oracle {
+        let again = "cargo xtask test";
+        runner.call("oracle environment", again, oracle::set_up)?;
+        let again = "cargo xtask golden --check";
+        runner.call("golden files", again, oracle::verify)?;
+    }
+    runner.run(
+        "tests",
+        cargo(["test", "--workspace", "--lib", "--bins", "--tests"]),
+    )?;
+    runner.run("doc tests", cargo(["test", "--workspace", "--doc"]))?;
+    let doc = cargo(["doc", "--workspace", "--no-deps"]);
+    runner.run("documentation", doc.env("RUSTDOCFLAGS", "-D warnings"))?;
+    runner.run(
+        "release examples",
+        cargo(["build", "--release", "--workspace", "--examples"]),
+    )?;
+    runner.summary();
+    Ok(())
+}
+
+fn golden(options: &[&str]) -> Result {
+    if options == ["--check"] {
+        oracle::set_up()?;
+        return oracle::verify();
+    }
+    let mut into = None;
+    let mut scripts = Vec::new();
+    let mut options = options.iter();
+    while let Some(&option) = options.next() {
+        match option {
+            "--into" => {
+                let name = options.next().ok_or("--into needs the name of a crate")?;
+                into = Some(*name);
+            }
+            _ if option.starts_with('-') => return Err(format!("unknown option {option}")),
+            _ => scripts.push(option),
+        }
+    }
+    oracle::set_up()?;
+    oracle::rewrite(&scripts, into)
+}

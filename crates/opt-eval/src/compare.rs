@@ -62,12 +62,9 @@ pub struct Comparison {
 
 /// What [`compare`] measures, and how.
 #[derive(Debug, Clone)]
-#[non_exhaustive]
 pub struct CompareOptions {
-    /// Examples evaluated at once.
-    pub batch_size: usize,
-    /// How latency is measured; `None` is not at all.
-    pub latency: Option<LatencyBench>,
+    batch_size: usize,
+    latency: Option<LatencyBench>,
 }
 
 impl Default for CompareOptions {
@@ -76,6 +73,27 @@ impl Default for CompareOptions {
             batch_size: 256,
             latency: Some(LatencyBench::new()),
         }
+    }
+}
+
+impl CompareOptions {
+    /// Batches of 256 for accuracy, and latency as [`LatencyBench::new`] measures it.
+    pub fn new() -> CompareOptions {
+        CompareOptions::default()
+    }
+
+    /// Examples evaluated at once.
+    #[must_use]
+    pub fn batch_size(mut self, batch_size: usize) -> CompareOptions {
+        self.batch_size = batch_size;
+        self
+    }
+
+    /// How latency is measured; `None` is not at all.
+    #[must_use]
+    pub fn latency(mut self, bench: impl Into<Option<LatencyBench>>) -> CompareOptions {
+        self.latency = bench.into();
+        self
     }
 }
 
@@ -387,11 +405,11 @@ mod tests {
         ]);
         let graph = echo();
         let models = [("one", &graph), ("two", &graph)];
-        let mut options = CompareOptions::default();
+        let options = CompareOptions::new();
         let table = compare(&models, &test, &Echo, &options).unwrap();
         assert_eq!(table.row("two").unwrap().accuracy, Some(0.5));
         assert!(table.rows().iter().all(|r| r.latency_us.is_some()));
-        options.latency = None;
+        let options = options.batch_size(1).latency(None);
         let table = compare(&models, &test, &Echo, &options).unwrap();
         assert!(table.rows().iter().all(|r| r.latency_us.is_none()));
         assert!(compare(&[], &test, &Echo, &options).is_err());

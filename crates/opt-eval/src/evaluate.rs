@@ -63,6 +63,28 @@ pub fn predict(
 /// set are the graph's inputs in their order, the field after them the label, an `i64` scalar an
 /// example. A graph in training mode is evaluated as it is: switch it to eval mode first.
 ///
+/// ```
+/// use opt_core::{DType, Dim, GraphBuilder, Tensor, TensorType};
+/// use opt_data::TensorDataset;
+/// use opt_ndarray::NdarrayBackend;
+///
+/// // A classifier whose scores are two fixed functions of its input.
+/// let mut b = GraphBuilder::new("sign");
+/// let x = b.input("x", TensorType::new(DType::F32, ["batch".into(), Dim::from(1)]))?;
+/// let w = b.variable("w", Tensor::new([1, 2], [-1f32, 1.])?)?;
+/// let scores = b.matmul(x, w)?;
+/// b.output("scores", scores)?;
+/// let graph = b.finish()?;
+///
+/// let x = Tensor::new([3, 1], [-2f32, 3., 4.])?;
+/// let labels = Tensor::new([3], [0i64, 1, 0])?;
+/// let test = TensorDataset::new(vec![x, labels])?;
+/// let evaluation = opt_eval::evaluate(&graph, &test, &NdarrayBackend::new(), 2)?;
+/// assert_eq!(evaluation.predictions, [0, 1, 1]);
+/// assert_eq!(evaluation.confusion()?.count(0, 1), 1);
+/// # Ok::<(), opt_core::Error>(())
+/// ```
+///
 /// # Errors
 /// [`ErrorKind::InvalidArgument`] if `batch_size` is 0 or the data set has no field for an input
 /// or the label; [`ErrorKind::Data`] if the data set is empty, a label is not in `0..classes`, or

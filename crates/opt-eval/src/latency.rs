@@ -11,6 +11,31 @@ use opt_core::{Backend, CompileSpec, Error, Graph, Result, ResultExt, Session, T
 /// Several models are measured in one go and take turns (A B A B ..), so that a change of the
 /// machine's load or clock during the measurement hits all of them alike. Each turn is a few runs
 /// one after the other, and each run is timed by itself; buffers for outputs are reused.
+///
+/// ```
+/// use opt_core::{DType, GraphBuilder, Tensor, TensorType};
+/// use opt_eval::{Candidate, LatencyBench};
+/// use opt_ndarray::NdarrayBackend;
+///
+/// let layer = |width: usize| {
+///     let mut b = GraphBuilder::new("layer");
+///     let x = b.input("x", TensorType::new(DType::F32, [1, 64]))?;
+///     let w = b.variable("w", Tensor::full(DType::F32, [64, width], 0.5)?)?;
+///     let y = b.matmul(x, w)?;
+///     b.output("y", y)?;
+///     b.finish()
+/// };
+/// let (wide, narrow) = (layer(256)?, layer(8)?);
+/// let inputs = [Tensor::zeros(DType::F32, [1, 64])?];
+/// let candidate = |name, graph| Candidate { name, graph, inputs: &inputs };
+/// let measured = LatencyBench::new().runs(50).measure(
+///     &NdarrayBackend::new().threads(1),
+///     &[candidate("wide", &wide), candidate("narrow", &narrow)],
+/// )?;
+/// println!("{}", measured[0]);
+/// assert_eq!(measured[1].runs(), 50);
+/// # Ok::<(), opt_core::Error>(())
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LatencyBench {
     warmup: usize,

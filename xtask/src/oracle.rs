@@ -1,0 +1,237 @@
+//! The Python libraries that golden files come from.
+//!
+//! A script `xtask/oracle/NAME.py` takes a folder and writes JSON files into it; the committed
+//! copy of each lies in `tests/golden` of the crate that reads it, under the same file name.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::golden::difference;
+use crate::{Result, root};
+
+/// How far a number may be from the committed one, relative to `1 + |number|`.
+const TOLERANCE: f64 = 1e-6;
+
+fn venv() -> PathBuf {
+    root().join(".venv")
+}
+
+fn python() -> PathBuf {
+    let folder = if cfg!(windows) {
+        "Scripts/python.exe"
+    } else {
+        "bin/python"
+    };
+    venv().join(folder)
+}
+
+/// Makes `.venv` and installs what the scripts need, unless it is there already.
+pub(crate) fn set_up() -> Result {
+    let file = root().join("xtask/oracle/requirements.txt");
+    let wanted = read(&file)?;
+    let stamp = venv().join("installed.txt");
+    if fs::read_to_string(&stamp).is_ok_and(|installed| installed == wanted) {
+        println!("{} is up to date", venv().display());
+        return Ok(());
+    }
+    let base = std::env::var("PYTHON").unwrap_or_else(|_| "python3".into());
+    run(Command::new(&base).args(["-m", "venv"]).arg(venv())).map_err(|e| {
+        format!("{e}\nPython 3.10 or newer with its venv module is needed; PYTHON can name it")
+    })?;
+    let (torch, rest): (Vec<&str>, Vec<&str>) = wanted
+        .lines()
+        .map(str::trim)
+        .filter(|line| !line.is_empty() && !line.starts_with('#'))
+        .partition(|line| line.starts_with("torch=="));
+    pip(&rest, &[])?;
+    pip(&torch, &["--no-deps"])?;
+    // PyPI's wheel for Linux is linked against CUDA, and does not load without it; a CPU wheel
+    // (from another index, or on other systems) needs nothing more.
+    if !import_torch()
+        .output()
+        .is_ok_and(|out| out.status.success())
+    {
+        println!("this torch needs the CUDA libraries that its wheel names");
+        let query = "from importlib.metadata import requires\n\
+             for r in requires('torch'):\n\
+             \x20   if r.startswith(('nvidia-', 'cuda-toolkit')) and 'extra' not in r: print(r)";
+        let output = Command::new(python())
+            .args(["-c", query])
+            .output()
+            .map_err(|e| format!("cannot start {}: {e}", python().display()))?;
+        let needs = String::from_utf8_lossy(&output.stdout).into_owned();
+        pip(&needs.lines().collect::<Vec<_>>(), &[])?;
+        run(&mut import_torch())?;
+    }
+    fs::write(&stamp, wanted).map_err(|e| format!("{}: {e}", stamp.display()))
+}
+
+fn import_torch() -> Command {
+    let mut command = Command::new(python());
+    command.args(["-c", "import torch; print('torch', torch.__version__)"]);
+    command
+}
+
+fn pip(packages: &[&str], options: &[&str]) -> Result {
+    if packages.is_empty() {
+        return Ok(());
+    }
+    let mut command = Command::new(python());
+    command.args(["-m", "pip", "install", "--quiet"]);
+    // Triton is left out on purpose, which pip would warn of.
+    command.args(["--disable-pip-version-check", "--no-warn-conflicts"]);
+    run(command.args(options).args(packages))
+}
+
+/// Runs the scripts and compares what they write with the committed files.
+pub(crate) fn verify() -> Result {
+    let mut made = Vec::new();
+    let mut differences = Vec::new();
+    for script in scripts()? {
+        for (name, text) in outputs_of(&script)? {
+            let Some(committed) = committed(&name)? else {
+                differences.push(format!(
+                    "{name}: no crate has it; commit it with `cargo xtask golden --into CRATE`"
+                ));
+                continue;
+            };
+            let expected = json(&committed, &read(&committed)?)?;
+            match difference(&json(&script, &text)?, &expected, TOLERANCE) {
+                None => println!("{name}: reproduced"),
+                Some(place) => differences.push(format!("{}: {place}", committed.display())),
+            }
+            made.push(committed);
+        }
+    }
+    for file in all_golden()? {
+        if !made.contains(&file) {
+            differences.push(format!("{}: no script makes it", file.display()));
+        }
+    }
+    if differences.is_empty() {
+        return Ok(());
+    }
+    Err(differences.join("\n"))
+}
+
+/// Runs scripts (all where `names` is empty) and writes their files over the committed ones; a
+/// new file goes to the crate `into`.
+pub(crate) fn rewrite(names: &[&str], into: Option<&str>) -> Result {
+    let all = scripts()?;
+    let stem = |path: &Path| path.file_stem().map(|s| s.to_string_lossy().into_owned());
+    for name in names {
+        if !all
+            .iter()
+            .any(|script| stem(script).as_deref() == Some(name))
+        {
+            return Err(format!("no script xtask/oracle/{name}.py"));
+        }
+    }
+    for script in all {
+        let name = stem(&script).unwrap_or_default();
+        if !names.is_empty() && !names.contains(&name.as_str()) {
+            continue;
+        }
+        for (file, text) in outputs_of(&script)? {
+            let target = match (committed(&file)?, into) {
+                (Some(target), _) => target,
+                (None, Some(into)) => {
+                    let crate_folder = root().join("crates").join(into);
+                    if !crate_folder.is_dir() {
+                        return Err(format!("no crate {into}"));
+                    }
+                    let folder = crate_folder.join("tests/golden");
+                    fs::create_dir_all(&folder)
+                        .map_err(|e| format!("{}: {e}", folder.display()))?;
+                    folder.join(file)
+                }
+                (None, None) => {
+                    return Err(format!("{file} is new: say `--into CRATE` where it goes"));
+                }
+            };
+            fs::write(&target, text).map_err(|e| format!("{}: {e}", target.display()))?;
+            println!("wrote {}", target.display());
+        }
+    }
+    Ok(())
+}
+
+/// The files that a script writes, by name.
+fn outputs_of(script: &Path) -> Result<Vec<(String, String)>> {
+    let name = script.file_stem().unwrap_or_default();
+    let folder = root().join("target/oracle").join(name);
+    if folder.exists() {
+        fs::remove_dir_all(&folder).map_err(|e| format!("{}: {e}", folder.display()))?;
+    }
+    fs::create_dir_all(&folder).map_err(|e| format!("{}: {e}", folder.display()))?;
+    run(Command::new(python()).arg(script).arg(&folder))?;
+    let files = list(&folder, "json")?;
+    if files.is_empty() {
+        return Err(format!("{} wrote no JSON file", script.display()));
+    }
+    let named = |file: &PathBuf| {
+        let name = file.file_name().unwrap_or_default().to_string_lossy();
+        Ok((name.into_owned(), read(file)?))
+    };
+    files.iter().map(named).collect()
+}
+
+fn scripts() -> Result<Vec<PathBuf>> {
+    list(&root().join("xtask/oracle"), "py")
+}
+
+fn all_golden() -> Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    for entry in entries(&root().join("crates"))? {
+        let folder = entry.join("tests/golden");
+        if folder.is_dir() {
+            files.extend(list(&folder, "json")?);
+        }
+    }
+    Ok(files)
+}
+
+/// The committed file of a name.
+fn committed(name: &str) -> Result<Option<PathBuf>> {
+    let mut found = all_golden()?;
+    found.retain(|file| file.file_name().is_some_and(|n| n == name));
+    match found.len() {
+        0 | 1 => Ok(found.pop()),
+        _ => Err(format!("two crates have a golden file {name}: {found:?}")),
+    }
+}
+
+/// The files of an extension in a folder, sorted.
+fn list(folder: &Path, extension: &str) -> Result<Vec<PathBuf>> {
+    let mut files = entries(folder)?;
+    files.retain(|file| file.extension().is_some_and(|e| e == extension));
+    Ok(files)
+}
+
+fn entries(folder: &Path) -> Result<Vec<PathBuf>> {
+    let fail = |e: std::io::Error| format!("{}: {e}", folder.display());
+    let mut paths = Vec::new();
+    for entry in fs::read_dir(folder).map_err(fail)? {
+        paths.push(entry.map_err(fail)?.path());
+    }
+    paths.sort();
+    Ok(paths)
+}
+
+fn read(file: &Path) -> Result<String> {
+    fs::read_to_string(file).map_err(|e| format!("{}: {e}", file.display()))
+}
+
+fn json(file: &Path, text: &str) -> Result<serde_json::Value> {
+    serde_json::from_str(text).map_err(|e| format!("{}: {e}", file.display()))
+}
+
+fn run(command: &mut Command) -> Result {
+    println!("$ {command:?}");
+    match command.status() {
+        Ok(status) if status.success() => Ok(()),
+        Ok(status) => Err(format!("{command:?} ended with {status}")),
+        Err(e) => Err(format!("cannot start {command:?}: {e}")),
+    }
+}
