@@ -4,6 +4,7 @@ mod builder;
 mod dim;
 mod display;
 mod facts;
+mod inline;
 mod patch;
 mod verify;
 
@@ -13,6 +14,7 @@ use std::fmt;
 pub use builder::GraphBuilder;
 pub use dim::{Bindings, Dim, Shape, Symbol, TensorType};
 pub use facts::{Fact, FactKind, Facts};
+pub use inline::Inlined;
 pub use patch::GraphPatch;
 
 use crate::ops::Op;
@@ -284,7 +286,9 @@ impl Graph {
     /// The node that defines a value, unless it is an input, constant or variable.
     pub fn producer(&self, id: ValueId) -> Option<(NodeId, &Node)> {
         match self.get(id)?.kind {
-            ValueKind::Result { node, .. } => Some((node, self.node(node))),
+            ValueKind::Result { node, .. } => {
+                Some((node, self.nodes.get(node.index())?.as_ref()?))
+            }
             _ => None,
         }
     }

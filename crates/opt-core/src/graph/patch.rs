@@ -134,8 +134,9 @@ impl GraphPatch {
         for n in removed {
             graph.nodes[n.index()] = None;
         }
-        graph.remove_dead(true);
+        // Sorted first: what is dead is found by one walk against the order.
         graph.sort()?;
+        graph.remove_dead(true);
         graph.infer_types()?;
         graph.verify()?;
         Ok(graph)

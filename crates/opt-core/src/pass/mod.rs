@@ -1,7 +1,13 @@
 //! Passes: graph in, graph and report out; and how they compose.
 
+mod masks;
+mod mode;
+
 use std::collections::BTreeMap;
 use std::fmt;
+
+pub use masks::enforce_masks;
+pub use mode::{EvalMode, RNG_STEP, TrainMode};
 
 use crate::data::Dataset;
 use crate::observer::{Event, Observer};
