@@ -1,6 +1,6 @@
 //! Rewriting graphs.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ops::{Deref, DerefMut};
 
 use super::{Graph, GraphBuilder, NodeId, ValueId};
@@ -49,8 +49,8 @@ impl GraphPatch {
         }
     }
 
-    /// Lets everything that used `old` (old nodes and outputs, not the nodes of this patch) use
-    /// `new`. Facts on `old` do not move.
+    /// Lets everything that used `old` use `new`, but for the nodes of this patch that `new` is
+    /// made from: they may read the value that they stand for. Facts on `old` do not move.
     ///
     /// # Errors
     /// If the types differ or `old` is replaced already.
@@ -118,11 +118,26 @@ impl GraphPatch {
             }
             Ok(v)
         };
+        // A new node that the replacement is made from goes on reading the value it replaces.
+        let mut makes: HashMap<ValueId, HashSet<NodeId>> = HashMap::new();
+        for (&old, &new) in &replaced {
+            let mut found = HashSet::new();
+            let mut stack = vec![new];
+            while let Some(v) = stack.pop() {
+                if let Some((id, node)) = graph.producer(v)
+                    && id.index() >= new_from
+                    && found.insert(id)
+                {
+                    stack.extend(node.inputs());
+                }
+            }
+            makes.insert(old, found);
+        }
         for (i, node) in graph.nodes.iter_mut().enumerate() {
             let Some(node) = node else { continue };
             for input in &mut node.inputs {
-                // A new node that reads the value it stands for must go on reading the old one.
-                if i < new_from {
+                let keeps = |old: &ValueId| makes[old].contains(&NodeId(i as u32));
+                if replaced.contains_key(input) && !keeps(input) {
                     *input = resolve(*input)?;
                 }
             }
