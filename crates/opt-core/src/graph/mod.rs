@@ -286,9 +286,7 @@ impl Graph {
     /// The node that defines a value, unless it is an input, constant or variable.
     pub fn producer(&self, id: ValueId) -> Option<(NodeId, &Node)> {
         match self.get(id)?.kind {
-            ValueKind::Result { node, .. } => {
-                Some((node, self.nodes.get(node.index())?.as_ref()?))
-            }
+            ValueKind::Result { node, .. } => Some((node, self.nodes.get(node.index())?.as_ref()?)),
             _ => None,
         }
     }

@@ -56,7 +56,10 @@ mod tests {
         graph.facts_mut().insert(a, Fact::Mask(mask));
         let (graph, count) = enforce_masks(graph).unwrap();
         assert_eq!(count, 1);
-        let muls = graph.nodes().filter(|(_, n)| n.op().name() == "Mul").count();
+        let muls = graph
+            .nodes()
+            .filter(|(_, n)| n.op().name() == "Mul")
+            .count();
         let assigns = graph
             .nodes()
             .filter(|(_, n)| matches!(n.op(), Op::Assign(_)))

@@ -1,0 +1,122 @@
+//! Adam and AdamW.
+
+use opt_core::{GraphBuilder, Result, ValueId};
+
+use super::{Optimizer, Slots, blend, decayed, in_range};
+
+/// Adam (Kingma & Ba 2015, algorithm 1), with both bias corrections.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Adam {
+    /// Smoothing of the gradient's running mean, in `[0, 1)`.
+    pub beta1: f64,
+    /// Smoothing of the squared gradient's running mean, in `[0, 1)`.
+    pub beta2: f64,
+    /// Added to the root.
+    pub eps: f64,
+    /// L2 penalty, added to the gradient; see [`AdamW`] for the decoupled kind.
+    pub weight_decay: f64,
+}
+
+impl Default for Adam {
+    fn default() -> Adam {
+        Adam {
+            beta1: 0.9,
+            beta2: 0.999,
+            eps: 1e-8,
+            weight_decay: 0.0,
+        }
+    }
+}
+
+/// Adam with decoupled weight decay (Loshchilov & Hutter 2019): the parameter shrinks by
+/// `1 - lr * weight_decay` before the step.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct AdamW {
+    /// The step.
+    pub adam: Adam,
+    /// Decoupled decay.
+    pub weight_decay: f64,
+}
+
+impl Default for AdamW {
+    fn default() -> AdamW {
+        AdamW {
+            adam: Adam::default(),
+            weight_decay: 0.01,
+        }
+    }
+}
+
+impl Adam {
+    /// `1 / (1 - beta^step)`, or its root.
+    fn correction(b: &mut GraphBuilder, step: ValueId, beta: f64, root: bool) -> Result<ValueId> {
+        let beta = b.scalar_like(step, beta)?;
+        let power = b.pow(beta, step)?;
+        let rest = b.neg(power)?;
+        let rest = b.add_scalar(rest, 1.0)?;
+        let rest = if root { b.sqrt(rest)? } else { rest };
+        b.reciprocal(rest)
+    }
+
+    /// The parameter after a step from `from` along the corrected mean.
+    fn step(
+        &self,
+        b: &mut GraphBuilder,
+        (param, from): (ValueId, ValueId),
+        grad: ValueId,
+        lr: ValueId,
+        slots: &mut Slots,
+    ) -> Result<ValueId> {
+        in_range("beta1", self.beta1, 0.0, 1.0)?;
+        in_range("beta2", self.beta2, 0.0, 1.0)?;
+        in_range("eps", self.eps, 0.0, f64::INFINITY)?;
+        let dtype = b.type_of(param).dtype;
+        let g = decayed(b, param, grad, self.weight_decay)?;
+        let m = slots.get(b, param, "exp_avg", 0.0)?;
+        let v = slots.get(b, param, "exp_avg_sq", 0.0)?;
+        let new_m = blend(b, self.beta1, m, 1.0 - self.beta1, g)?;
+        let g2 = b.mul(g, g)?;
+        let new_v = blend(b, self.beta2, v, 1.0 - self.beta2, g2)?;
+        b.assign(m, new_m)?;
+        b.assign(v, new_v)?;
+        let first = slots.of_step(b, dtype, |b, t| Adam::correction(b, t, self.beta1, false))?;
+        let second = slots.of_step(b, dtype, |b, t| Adam::correction(b, t, self.beta2, true))?;
+        let root = b.sqrt(new_v)?;
+        let root = b.mul(root, second)?;
+        let root = b.add_scalar(root, self.eps)?;
+        let rate = b.mul(lr, first)?;
+        let d = b.div(new_m, root)?;
+        let d = b.mul(d, rate)?;
+        b.sub(from, d)
+    }
+}
+
+impl Optimizer for Adam {
+    fn update(
+        &self,
+        b: &mut GraphBuilder,
+        param: ValueId,
+        grad: ValueId,
+        lr: ValueId,
+        slots: &mut Slots,
+    ) -> Result<ValueId> {
+        self.step(b, (param, param), grad, lr, slots)
+    }
+}
+
+impl Optimizer for AdamW {
+    fn update(
+        &self,
+        b: &mut GraphBuilder,
+        param: ValueId,
+        grad: ValueId,
+        lr: ValueId,
+        slots: &mut Slots,
+    ) -> Result<ValueId> {
+        in_range("weight decay", self.weight_decay, 0.0, f64::INFINITY)?;
+        let shrink = b.mul_scalar(lr, -self.weight_decay)?;
+        let shrink = b.add_scalar(shrink, 1.0)?;
+        let from = b.mul(param, shrink)?;
+        self.adam.step(b, (param, from), grad, lr, slots)
+    }
+}

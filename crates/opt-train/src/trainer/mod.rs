@@ -1,0 +1,221 @@
+//! The training loop.
+
+mod fine_tune;
+mod run;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+pub use fine_tune::FineTune;
+use opt_core::data::Dataset;
+use opt_core::observer::Silent;
+use opt_core::{Backend, Graph, Observer, Result};
+use opt_data::Augment;
+pub(crate) use run::Best;
+
+use crate::{Clip, Objective, Optimizer, Schedule, StepOptions};
+
+/// The figures of an epoch.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub struct Epoch {
+    /// Its number, 0 for the first.
+    pub epoch: u64,
+    /// Mean training loss.
+    pub loss: f64,
+    /// Mean validation loss, if there is a validation set.
+    pub val_loss: Option<f64>,
+    /// Share of validation labels that the largest output names, where targets are class indices.
+    pub val_accuracy: Option<f64>,
+}
+
+/// What happened during training.
+#[derive(Debug, Clone, Default, PartialEq)]
+#[non_exhaustive]
+pub struct History {
+    /// One entry an epoch, in order.
+    pub epochs: Vec<Epoch>,
+    /// The epoch whose weights were kept, if the best were kept.
+    pub best: Option<u64>,
+}
+
+/// Trains graphs: shuffled batches, augmentation, a schedule, validation, early stopping,
+/// checkpoints.
+///
+/// A run is a function of the model, the data and the seed: two runs on one backend give the
+/// same weights bit for bit, and so does a run that was [resumed](Trainer::resume).
+///
+/// See the [crate's page](crate) for an example.
+#[derive(Debug, Clone)]
+pub struct Trainer {
+    objective: Arc<dyn Objective>,
+    optimizer: Arc<dyn Optimizer>,
+    schedule: Arc<dyn Schedule>,
+    augment: Option<Arc<dyn Augment>>,
+    options: StepOptions,
+    epochs: u64,
+    batch_size: usize,
+    seed: u64,
+    patience: Option<u64>,
+    keep_best: bool,
+    checkpoint: Option<PathBuf>,
+    resume: Option<PathBuf>,
+    task: String,
+}
+
+impl Trainer {
+    /// A trainer of 10 epochs with batches of 32 and seed 0.
+    pub fn new(
+        objective: impl Objective + 'static,
+        optimizer: impl Optimizer + 'static,
+        schedule: impl Schedule + 'static,
+    ) -> Trainer {
+        Trainer {
+            objective: Arc::new(objective),
+            optimizer: Arc::new(optimizer),
+            schedule: Arc::new(schedule),
+            augment: None,
+            options: StepOptions::default(),
+            epochs: 10,
+            batch_size: 32,
+            seed: 0,
+            patience: None,
+            keep_best: false,
+            checkpoint: None,
+            resume: None,
+            task: "train".to_string(),
+        }
+    }
+
+    /// Replaces the objective.
+    #[must_use]
+    pub fn objective(mut self, objective: impl Objective + 'static) -> Trainer {
+        self.objective = Arc::new(objective);
+        self
+    }
+
+    /// The number of times that every example is seen.
+    #[must_use]
+    pub fn epochs(mut self, epochs: u64) -> Trainer {
+        self.epochs = epochs;
+        self
+    }
+
+    /// The number of examples a step; the last batch of an epoch may be smaller.
+    #[must_use]
+    pub fn batch_size(mut self, size: usize) -> Trainer {
+        self.batch_size = size;
+        self
+    }
+
+    /// The seed of shuffling and augmentation.
+    #[must_use]
+    pub fn seed(mut self, seed: u64) -> Trainer {
+        self.seed = seed;
+        self
+    }
+
+    /// Changes the first input of every training batch.
+    #[must_use]
+    pub fn augment(mut self, augment: impl Augment + 'static) -> Trainer {
+        self.augment = Some(Arc::new(augment));
+        self
+    }
+
+    /// Adds `factor * sum(|w|)` over the weights to the loss.
+    #[must_use]
+    pub fn l1(mut self, factor: f64) -> Trainer {
+        self.options.l1 = factor;
+        self
+    }
+
+    /// Adds `factor * sum(w^2)` over the weights to the loss.
+    #[must_use]
+    pub fn l2(mut self, factor: f64) -> Trainer {
+        self.options.l2 = factor;
+        self
+    }
+
+    /// Bounds the gradients.
+    #[must_use]
+    pub fn clip(mut self, clip: Clip) -> Trainer {
+        self.options.clip = Some(clip);
+        self
+    }
+
+    /// Does not train parameters whose names contain `pattern`.
+    #[must_use]
+    pub fn freeze(mut self, pattern: impl Into<String>) -> Trainer {
+        self.options.frozen.push(pattern.into());
+        self
+    }
+
+    /// Hands back the weights of the epoch that was best on the validation set.
+    #[must_use]
+    pub fn keep_best(mut self) -> Trainer {
+        self.keep_best = true;
+        self
+    }
+
+    /// Stops when the validation set has seen no improvement for this many epochs, and hands
+    /// back the best weights.
+    #[must_use]
+    pub fn early_stopping(mut self, patience: u64) -> Trainer {
+        self.patience = Some(patience);
+        self.keep_best = true;
+        self
+    }
+
+    /// Writes a checkpoint after every epoch, atomically.
+    #[must_use]
+    pub fn checkpoint(mut self, path: impl Into<PathBuf>) -> Trainer {
+        self.checkpoint = Some(path.into());
+        self
+    }
+
+    /// Goes on from a checkpoint that the same trainer wrote for the same model.
+    #[must_use]
+    pub fn resume(mut self, path: impl Into<PathBuf>) -> Trainer {
+        self.resume = Some(path.into());
+        self
+    }
+
+    /// What observers are told that is being done; `train` at first.
+    #[must_use]
+    pub fn task(mut self, task: impl Into<String>) -> Trainer {
+        self.task = task.into();
+        self
+    }
+
+    /// Trains a model on a data set.
+    ///
+    /// # Errors
+    /// Those of [`Trainer::fit_with`].
+    pub fn fit(
+        &self,
+        model: Graph,
+        data: &dyn Dataset,
+        backend: &dyn Backend,
+    ) -> Result<(Graph, History)> {
+        self.fit_with(model, data, None, backend, &mut Silent)
+    }
+
+    /// Trains a model on a data set, with a validation set and an observer.
+    ///
+    /// The graph comes back in the mode it had, with the trained variables.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Data`](opt_core::ErrorKind::Data) if a data set is empty, a label is out of
+    /// range, or the loss becomes NaN or infinite (naming the step); an error if the examples do
+    /// not have the model's inputs and the objective's targets, or the batch size is 0.
+    pub fn fit_with(
+        &self,
+        model: Graph,
+        data: &dyn Dataset,
+        validation: Option<&dyn Dataset>,
+        backend: &dyn Backend,
+        observer: &mut dyn Observer,
+    ) -> Result<(Graph, History)> {
+        run::fit(self, model, data, validation, backend, observer)
+    }
+}

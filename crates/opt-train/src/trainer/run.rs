@@ -1,0 +1,417 @@
+//! One run of a trainer.
+
+use std::collections::BTreeMap;
+
+use opt_core::backend::CompileSpec;
+use opt_core::data::Dataset;
+use opt_core::observer::Observer;
+use opt_core::{
+    Backend, DType, Dim, Error, ErrorKind, Event, Graph, GraphBuilder, Result, ResultExt, Session,
+    Symbol, Tensor, ValueId,
+};
+use opt_data::Batches;
+
+use super::{Epoch, History, Trainer};
+use crate::checkpoint::Checkpoint;
+use crate::step::{ModelIo, objective_nodes, training_graph};
+
+/// A graph compiled for the batch sizes that occur, and the session that holds the current
+/// variables.
+struct Sessions<'a> {
+    backend: &'a dyn Backend,
+    graph: Graph,
+    symbol: Option<Symbol>,
+    open: BTreeMap<usize, Box<dyn Session>>,
+    variables: Vec<ValueId>,
+    current: Option<usize>,
+}
+
+impl<'a> Sessions<'a> {
+    fn new(backend: &'a dyn Backend, graph: Graph, symbol: Option<Symbol>) -> Sessions<'a> {
+        let variables = graph.variables().map(|(id, _, _)| id).collect();
+        Sessions {
+            backend,
+            graph,
+            symbol,
+            open: BTreeMap::new(),
+            variables,
+            current: None,
+        }
+    }
+
+    /// The session for a batch size, with the current variables in it.
+    fn of(&mut self, batch: usize) -> Result<&mut dyn Session> {
+        if !self.open.contains_key(&batch) {
+            let mut spec = CompileSpec::new();
+            if let Some(symbol) = &self.symbol {
+                spec.bindings.insert(symbol.clone(), batch);
+            }
+            let session = self.backend.compile(&self.graph, &spec)?.session()?;
+            self.open.insert(batch, session);
+        }
+        if let Some(from) = self.current.filter(|&from| from != batch) {
+            let contents = self.contents(from)?;
+            let session = self.open.get_mut(&batch).expect("opened above");
+            for (id, tensor) in contents {
+                session.set_variable(id, &tensor)?;
+            }
+        } else if self.current.is_none() {
+            let session = self.open.get_mut(&batch).expect("opened above");
+            for (id, _, tensor) in self.graph.variables() {
+                session.set_variable(id, tensor)?;
+            }
+        }
+        self.current = Some(batch);
+        Ok(self.open.get_mut(&batch).expect("opened above").as_mut())
+    }
+
+    fn contents(&self, batch: usize) -> Result<Vec<(ValueId, Tensor)>> {
+        let session = &self.open[&batch];
+        self.variables
+            .iter()
+            .map(|&id| Ok((id, session.variable(id)?)))
+            .collect()
+    }
+
+    /// Writes the current variables into the graph.
+    fn sync(&mut self) -> Result<&Graph> {
+        if let Some(batch) = self.current {
+            for (id, tensor) in self.contents(batch)? {
+                self.graph.set_variable(id, tensor)?;
+            }
+        }
+        Ok(&self.graph)
+    }
+
+    /// Replaces variables by those of the same name in another graph.
+    fn load(&mut self, from: &Graph) -> Result<()> {
+        for (id, tensor) in shared(&self.graph, from) {
+            self.graph.set_variable(id, tensor)?;
+        }
+        self.current = None;
+        Ok(())
+    }
+}
+
+/// The variables of `to` that `from` has by the same name and type, with `from`'s content.
+fn shared(to: &Graph, from: &Graph) -> Vec<(ValueId, Tensor)> {
+    let contents: BTreeMap<&str, &Tensor> =
+        from.variables().map(|(_, v, t)| (v.name(), t)).collect();
+    to.variables()
+        .filter_map(|(id, v, old)| {
+            let new = contents.get(v.name())?;
+            let same = new.dtype() == old.dtype() && new.shape() == old.shape();
+            same.then(|| (id, (*new).clone()))
+        })
+        .collect()
+}
+
+/// The symbol of the first dimension of the model's inputs, if it has one.
+fn batch_symbol(model: &Graph) -> Option<Symbol> {
+    model
+        .inputs()
+        .iter()
+        .find_map(|&v| match model.type_of(v).shape.dims().first() {
+            Some(Dim::Symbol(s)) => Some(s.clone()),
+            _ => None,
+        })
+}
+
+/// The graph that validation runs: the objective's loss and the outputs, nothing assigned.
+fn validation_graph(trainer: &Trainer, model: &Graph) -> Result<Graph> {
+    let outputs = model.named_outputs().to_vec();
+    let mut b = GraphBuilder::extend(model.clone());
+    let io = ModelIo {
+        inputs: b.graph().inputs().to_vec(),
+        outputs: outputs.iter().map(|(_, v)| *v).collect(),
+    };
+    let loss = objective_nodes(&mut b, trainer.objective.as_ref(), &io)?;
+    let mut wanted = vec![("validation loss".to_string(), loss)];
+    wanted.extend(outputs);
+    b.finish()?.extract(&wanted, false)
+}
+
+/// Fails unless there are examples and the labels are class indices of the model.
+fn check_data(graph: &Graph, data: &dyn Dataset, classes: Option<usize>) -> Result<()> {
+    if data.is_empty() {
+        return Err(Error::new(ErrorKind::Data, "the data set has no examples"));
+    }
+    let fields = data.get(0)?.len();
+    let expected = graph.inputs().len();
+    if fields != expected {
+        let names: Vec<_> = graph
+            .inputs()
+            .iter()
+            .map(|&v| format!("{} {}", graph.value(v).name(), graph.type_of(v)))
+            .collect();
+        return Err(Error::new(
+            ErrorKind::Data,
+            format!("an example has {fields} fields, the step takes {expected}: {names:?}"),
+        ));
+    }
+    let Some(classes) = classes else {
+        return Ok(());
+    };
+    for i in 0..data.len() {
+        let label = data.get(i)?.pop().expect("has fields");
+        if let Some(bad) = label
+            .to_f64s()
+            .into_iter()
+            .find(|&l| l < 0.0 || l >= classes as f64)
+        {
+            return Err(Error::new(
+                ErrorKind::Data,
+                format!("the label {bad} of example {i} is not in 0..{classes}"),
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Number of classes if the only target is a class index for the first output.
+fn classes(step: &Graph, model: &Graph) -> Option<usize> {
+    let target = step.find("target").ok()?;
+    let output = model.outputs().next()?;
+    let (target, output) = (step.type_of(target), model.type_of(output));
+    let indices = target.dtype == DType::I64 && output.rank() == target.rank() + 1;
+    let one = step.inputs().len() <= model.inputs().len() + 2;
+    if indices && one && output.rank() >= 2 {
+        output.shape[1].as_fixed()
+    } else {
+        None
+    }
+}
+
+/// Share of the labels that the largest entry along axis 1 names, as a count of hits and total.
+fn hits(logits: &Tensor, labels: &Tensor) -> Result<(usize, usize)> {
+    let (classes, labels) = (logits.shape()[1], labels.to_vec::<i64>()?);
+    let inner: usize = logits.shape()[2..].iter().product();
+    let logits = logits.to_f64s();
+    let mut correct = 0;
+    for (i, &label) in labels.iter().enumerate() {
+        let (n, p) = (i / inner.max(1), i % inner.max(1));
+        let at = |c: usize| logits[(n * classes + c) * inner + p];
+        let best = (1..classes).fold(0, |best, c| if at(c) > at(best) { c } else { best });
+        correct += usize::from(best as i64 == label);
+    }
+    Ok((correct, labels.len()))
+}
+
+pub(super) fn fit(
+    trainer: &Trainer,
+    model: Graph,
+    data: &dyn Dataset,
+    validation: Option<&dyn Dataset>,
+    backend: &dyn Backend,
+    observer: &mut dyn Observer,
+) -> Result<(Graph, History)> {
+    if trainer.batch_size == 0 {
+        return Err(Error::invalid("the batch size is 0"));
+    }
+    if validation.is_none() && trainer.patience.is_some() {
+        return Err(Error::invalid("early stopping needs a validation set"));
+    }
+    let step_graph = training_graph(
+        &model,
+        trainer.objective.as_ref(),
+        trainer.optimizer.as_ref(),
+        &trainer.options,
+    )?;
+    let classes = classes(&step_graph, &model);
+    let symbol = batch_symbol(&model);
+    let data_inputs = step_graph.inputs().len() - 1;
+    let without_lr = validation_graph(trainer, &model)?;
+    check_data(&without_lr, data, classes).at(|| "training data")?;
+    if let Some(validation) = validation {
+        check_data(&without_lr, validation, classes).at(|| "validation data")?;
+    }
+    let mut steps = Sessions::new(backend, step_graph, symbol.clone());
+    let mut eval = Sessions::new(backend, without_lr, symbol);
+    let batches = data.len().div_ceil(trainer.batch_size) as u64;
+    let total = batches * trainer.epochs;
+    let mut state = State::default();
+    if let Some(path) = &trainer.resume {
+        let checkpoint = Checkpoint::read(path)?;
+        checkpoint.expect_seed(trainer.seed)?;
+        let graph = checkpoint.restore(&steps.graph)?;
+        steps.load(&graph)?;
+        let (epoch, history, best) = checkpoint.into_state(&graph)?;
+        state = State {
+            epoch,
+            history,
+            best,
+        };
+    }
+    observer.event(&Event::Started {
+        task: trainer.task.clone(),
+        total,
+    });
+    for epoch in state.epoch..trainer.epochs {
+        let mut sum = 0.0;
+        let epoch_batches = Batches::new(data, trainer.batch_size)?.shuffled(trainer.seed, epoch);
+        for (i, batch) in epoch_batches.enumerate() {
+            let mut inputs = batch?;
+            let step = epoch * batches + i as u64;
+            if let Some(augment) = &trainer.augment {
+                augment.augment(&mut inputs[0], trainer.seed, step)?;
+            }
+            debug_assert_eq!(inputs.len(), data_inputs);
+            let size = inputs[0].shape().first().copied().unwrap_or(1);
+            let lr = trainer.schedule.lr(step, total);
+            inputs.push(Tensor::scalar(lr as f32));
+            let outputs = steps.of(size)?.run(&inputs).at(|| format!("step {step}"))?;
+            let loss = outputs[0].item()?;
+            if !loss.is_finite() {
+                return Err(Error::new(
+                    ErrorKind::Data,
+                    format!(
+                        "the loss is {loss} at step {step}; lower the learning rate ({lr}), clip \
+                         the gradients or check the data for NaN"
+                    ),
+                ));
+            }
+            sum += loss * size as f64;
+            observer.event(&Event::Progress {
+                done: step + 1,
+                metrics: vec![("loss", loss), ("lr", lr)],
+            });
+        }
+        let mut record = Epoch {
+            epoch,
+            loss: sum / data.len() as f64,
+            val_loss: None,
+            val_accuracy: None,
+        };
+        if let Some(validation) = validation {
+            eval.load(steps.sync()?)?;
+            validate(&mut eval, trainer, validation, classes, &mut record)?;
+        }
+        report(observer, &record);
+        let stop = state.record(trainer, record, &mut steps)?;
+        if let Some(path) = &trainer.checkpoint {
+            let graph = steps.sync()?;
+            state.checkpoint(trainer, graph).write(path)?;
+        }
+        if stop {
+            break;
+        }
+    }
+    observer.event(&Event::Finished {
+        task: trainer.task.clone(),
+    });
+    let mut trained = model;
+    let source = match state.best.take() {
+        Some(best) if trainer.keep_best => best.graph,
+        _ => steps.sync()?.clone(),
+    };
+    for (id, tensor) in shared(&trained, &source) {
+        if !tensor.is_finite() {
+            let name = trained.value(id).name().to_string();
+            return Err(Error::new(
+                ErrorKind::Data,
+                "training made this variable NaN or infinite",
+            )
+            .at(name));
+        }
+        trained.set_variable(id, tensor)?;
+    }
+    trained.verify()?;
+    Ok((trained, state.history))
+}
+
+fn validate(
+    eval: &mut Sessions<'_>,
+    trainer: &Trainer,
+    data: &dyn Dataset,
+    classes: Option<usize>,
+    record: &mut Epoch,
+) -> Result<()> {
+    let (mut loss, mut correct, mut seen) = (0.0, 0, 0);
+    let size = trainer.batch_size.max(64).min(data.len());
+    for batch in Batches::new(data, size)? {
+        let inputs = batch?;
+        let n = inputs[0].shape().first().copied().unwrap_or(1);
+        let outputs = eval.of(n)?.run(&inputs)?;
+        loss += outputs[0].item()? * n as f64;
+        if classes.is_some() {
+            let (c, s) = hits(&outputs[1], inputs.last().expect("has a target"))?;
+            correct += c;
+            seen += s;
+        }
+    }
+    record.val_loss = Some(loss / data.len() as f64);
+    if seen > 0 {
+        record.val_accuracy = Some(correct as f64 / seen as f64);
+    }
+    Ok(())
+}
+
+fn report(observer: &mut dyn Observer, record: &Epoch) {
+    let mut metrics = vec![("loss", record.loss)];
+    metrics.extend(record.val_loss.map(|v| ("val_loss", v)));
+    metrics.extend(record.val_accuracy.map(|v| ("val_accuracy", v)));
+    observer.event(&Event::Metrics {
+        label: format!("epoch {}", record.epoch),
+        metrics,
+    });
+}
+
+/// The best epoch so far.
+#[derive(Debug)]
+pub(crate) struct Best {
+    pub(crate) epoch: u64,
+    pub(crate) accuracy: f64,
+    pub(crate) loss: f64,
+    pub(crate) graph: Graph,
+}
+
+/// What a run carries from epoch to epoch beside the variables.
+#[derive(Debug, Default)]
+struct State {
+    epoch: u64,
+    history: History,
+    best: Option<Best>,
+}
+
+impl State {
+    /// Records an epoch; whether to stop.
+    fn record(
+        &mut self,
+        trainer: &Trainer,
+        record: Epoch,
+        steps: &mut Sessions<'_>,
+    ) -> Result<bool> {
+        self.epoch = record.epoch + 1;
+        if let Some(loss) = record.val_loss {
+            let accuracy = record.val_accuracy.unwrap_or(0.0);
+            // Accuracies tie often on small validation sets; the loss decides then.
+            let better = self
+                .best
+                .as_ref()
+                .is_none_or(|b| accuracy > b.accuracy || (accuracy == b.accuracy && loss < b.loss));
+            if better {
+                self.history.best = Some(record.epoch);
+                self.best = Some(Best {
+                    epoch: record.epoch,
+                    accuracy,
+                    loss,
+                    graph: steps.sync()?.clone(),
+                });
+            }
+        }
+        let epoch = record.epoch;
+        self.history.epochs.push(record);
+        let waited = self.best.as_ref().map_or(0, |b| epoch - b.epoch);
+        Ok(trainer.patience.is_some_and(|p| waited > p))
+    }
+
+    fn checkpoint(&self, trainer: &Trainer, graph: &Graph) -> Checkpoint {
+        Checkpoint::new(
+            graph,
+            self.epoch,
+            trainer.seed,
+            &self.history,
+            self.best.as_ref(),
+        )
+    }
+}

@@ -1,0 +1,243 @@
+//! Whole training runs.
+
+use opt_core::{DType, Dim, ErrorKind, Fact, Graph, GraphBuilder, Shape, Tensor, TensorType};
+use opt_data::TensorDataset;
+use opt_ndarray::NdarrayBackend;
+use opt_train::{Adam, Clip, Constant, Cosine, CrossEntropy, Mse, Sgd, Supervised, Trainer};
+
+/// Points of two classes, in a ring and around the origin.
+fn data(n: usize) -> TensorDataset {
+    let stream = opt_core::random::Philox::new(9);
+    let (mut points, mut labels) = (Vec::new(), Vec::new());
+    for i in 0..n as u64 {
+        let label = (i % 2) as i64;
+        let radius = if label == 0 { 0.5 } else { 2.0 };
+        let angle = std::f64::consts::TAU * stream.uniform(0, i);
+        points.extend([(radius * angle.cos()) as f32, (radius * angle.sin()) as f32]);
+        labels.push(label);
+    }
+    TensorDataset::new(vec![
+        Tensor::new([n, 2], points).unwrap(),
+        Tensor::new([n], labels).unwrap(),
+    ])
+    .unwrap()
+}
+
+fn model(dropout: f64) -> Graph {
+    let stream = opt_core::random::Philox::new(1);
+    let random = |n: u64, shape: [usize; 2]| {
+        let len = (shape[0] * shape[1]) as u64;
+        let data: Vec<f64> = (0..len).map(|i| stream.normal(n, i) * 0.5).collect();
+        Tensor::from_f64s(DType::F32, shape, &data).unwrap()
+    };
+    let mut b = GraphBuilder::new("mlp");
+    let shape = Shape::new([Dim::from("batch"), 2.into()]);
+    let x = b.input("x", TensorType::new(DType::F32, shape)).unwrap();
+    let w1 = b.variable("w1", random(0, [16, 2])).unwrap();
+    let b1 = b
+        .variable("b1", Tensor::zeros(DType::F32, [16]).unwrap())
+        .unwrap();
+    let w2 = b.variable("w2", random(1, [2, 16])).unwrap();
+    let h = b.matmul_t(x, w1, false, true).unwrap();
+    let h = b.add(h, b1).unwrap();
+    let mut h = b.relu(h).unwrap();
+    if dropout > 0.0 {
+        h = b.dropout(h, dropout, 3).unwrap();
+    }
+    let y = b.matmul_t(h, w2, false, true).unwrap();
+    b.output("logits", y).unwrap();
+    b.finish().unwrap()
+}
+
+fn weights(graph: &Graph) -> Vec<Vec<u8>> {
+    graph
+        .variables()
+        .map(|(_, _, t)| t.bytes().unwrap().to_vec())
+        .collect()
+}
+
+fn trainer() -> Trainer {
+    Trainer::new(CrossEntropy, Adam::default(), Cosine::new(0.02))
+        .batch_size(24)
+        .seed(3)
+}
+
+#[test]
+fn a_network_learns_and_keeps_the_best_epoch() {
+    let (train, val) = (data(200), data(100));
+    let backend = NdarrayBackend::new();
+    let (trained, history) = trainer()
+        .epochs(20)
+        .keep_best()
+        .fit_with(
+            model(0.0),
+            &train,
+            Some(&val),
+            &backend,
+            &mut opt_core::observer::Silent,
+        )
+        .unwrap();
+    assert_eq!(history.epochs.len(), 20);
+    let best = history.best.unwrap() as usize;
+    assert!(history.epochs[best].val_accuracy.unwrap() > 0.97);
+    assert_eq!(trained.inputs().len(), 1);
+    assert!(trained.find("lr").is_err(), "nothing of the step stays");
+}
+
+#[test]
+fn a_resumed_run_equals_the_uninterrupted_one() {
+    let backend = NdarrayBackend::new();
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("half.safetensors");
+    let (train, val) = (data(100), data(40));
+    let mut silent = opt_core::observer::Silent;
+    let full = trainer().epochs(6).keep_best();
+    let (expected, history) = full
+        .fit_with(model(0.3), &train, Some(&val), &backend, &mut silent)
+        .unwrap();
+    // A run that is cut off after its third epoch leaves the checkpoint of that epoch.
+    let mut epochs = 0;
+    let kept = dir.path().join("kept.safetensors");
+    let mut copy = |event: &opt_core::Event| {
+        if let opt_core::Event::Metrics { .. } = event {
+            if epochs == 3 {
+                std::fs::copy(&path, &kept).unwrap();
+            }
+            epochs += 1;
+        }
+    };
+    full.clone()
+        .checkpoint(&path)
+        .fit_with(model(0.3), &train, Some(&val), &backend, &mut copy)
+        .unwrap();
+    let (resumed, again) = full
+        .clone()
+        .resume(&kept)
+        .fit_with(model(0.3), &train, Some(&val), &backend, &mut silent)
+        .unwrap();
+    assert_eq!(weights(&resumed), weights(&expected));
+    assert_eq!(again, history);
+    let other = full.seed(4).resume(&kept).fit(model(0.3), &train, &backend);
+    assert!(other.unwrap_err().to_string().contains("seed"));
+}
+
+#[test]
+fn the_number_of_threads_changes_nothing() {
+    let run = |threads| {
+        let backend = NdarrayBackend::new().threads(threads);
+        let (graph, _) = trainer()
+            .epochs(2)
+            .fit(model(0.2), &data(100), &backend)
+            .unwrap();
+        weights(&graph)
+    };
+    assert_eq!(run(1), run(2));
+}
+
+#[test]
+fn masks_hold_through_training() {
+    let mut graph = model(0.0);
+    let w = graph.find("w1").unwrap();
+    let keep: Vec<bool> = (0..32).map(|i| i % 3 != 0).collect();
+    let mut content = graph.value(w).tensor().unwrap().to_vec::<f32>().unwrap();
+    for (v, &k) in content.iter_mut().zip(&keep) {
+        if !k {
+            *v = 0.0;
+        }
+    }
+    graph
+        .set_variable(w, Tensor::new([16, 2], content).unwrap())
+        .unwrap();
+    let mask = Tensor::from_bools([16, 2], keep.clone()).unwrap();
+    graph.facts_mut().insert(w, Fact::Mask(mask));
+    let before = weights(&graph);
+    let (trained, _) = trainer()
+        .epochs(2)
+        .fit(graph, &data(60), &NdarrayBackend::new())
+        .unwrap();
+    let after = trained.value(w).tensor().unwrap().to_vec::<f32>().unwrap();
+    for (v, k) in after.iter().zip(keep) {
+        assert_eq!(*v == 0.0, !k);
+    }
+    assert_ne!(weights(&trained), before);
+}
+
+#[test]
+fn frozen_parameters_stay() {
+    let graph = model(0.0);
+    let (trained, _) = trainer()
+        .epochs(1)
+        .freeze("w1")
+        .fit(graph.clone(), &data(60), &NdarrayBackend::new())
+        .unwrap();
+    let of = |g: &Graph, n: &str| g.value(g.find(n).unwrap()).tensor().unwrap().clone();
+    assert_eq!(of(&trained, "w1"), of(&graph, "w1"));
+    assert_ne!(of(&trained, "w2"), of(&graph, "w2"));
+}
+
+#[test]
+fn bad_input_is_an_error_that_says_where() {
+    let backend = NdarrayBackend::new();
+    let labels = |l: Vec<i64>| {
+        TensorDataset::new(vec![
+            Tensor::zeros(DType::F32, [l.len(), 2]).unwrap(),
+            Tensor::new([l.len()], l).unwrap(),
+        ])
+        .unwrap()
+    };
+    let cases: Vec<(&str, opt_core::Error)> = vec![
+        (
+            "example 1",
+            trainer()
+                .fit(model(0.0), &labels(vec![0, 2]), &backend)
+                .unwrap_err(),
+        ),
+        (
+            "batch size",
+            trainer()
+                .batch_size(0)
+                .fit(model(0.0), &data(10), &backend)
+                .unwrap_err(),
+        ),
+        (
+            "validation",
+            trainer()
+                .early_stopping(2)
+                .fit(model(0.0), &data(10), &backend)
+                .unwrap_err(),
+        ),
+        (
+            "nowhere",
+            trainer()
+                .freeze("nowhere")
+                .fit(model(0.0), &data(10), &backend)
+                .unwrap_err(),
+        ),
+        (
+            "step",
+            Trainer::new(CrossEntropy, Sgd::default(), Constant(1e30))
+                .epochs(3)
+                .fit(model(0.0), &data(64), &backend)
+                .unwrap_err(),
+        ),
+        (
+            "gradient bound",
+            trainer()
+                .clip(Clip::Norm(-1.0))
+                .fit(model(0.0), &data(10), &backend)
+                .unwrap_err(),
+        ),
+    ];
+    for (place, error) in cases {
+        assert!(error.to_string().contains(place), "{place}: {error}");
+    }
+    let mse = Trainer::new(Supervised(Mse), Adam::default(), Constant(0.1));
+    let error = mse.fit(model(0.0), &data(10), &backend).unwrap_err();
+    assert!(
+        matches!(
+            error.kind(),
+            ErrorKind::Shape | ErrorKind::DType | ErrorKind::InvalidArgument
+        ),
+        "{error}"
+    );
+}
