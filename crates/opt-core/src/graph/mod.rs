@@ -377,6 +377,36 @@ impl Graph {
         Ok(graph)
     }
 
+    /// Replaces the op of a node; types are inferred by the caller.
+    pub(crate) fn set_op(&mut self, node: &Node, op: Op) {
+        let found = self
+            .nodes
+            .iter_mut()
+            .flatten()
+            .find(|n| n.name == node.name);
+        found.expect("the node is of this graph").op = op;
+    }
+
+    /// Replaces the content of a constant or variable and its type with it.
+    pub(crate) fn replace_content(&mut self, id: ValueId, content: Tensor) {
+        let value = self.values[id.index()].as_mut().expect("a value");
+        value.ty = TensorType::new(content.dtype(), content.shape());
+        match &mut value.kind {
+            ValueKind::Constant(t) | ValueKind::Variable(t) => *t = content,
+            _ => unreachable!("only constants and variables have content"),
+        }
+    }
+
+    /// Gives values names that are free, or those of values that are gone.
+    pub(crate) fn rename(&mut self, names: &[(ValueId, String)]) {
+        for (id, name) in names {
+            let taken = self.values().any(|(_, v)| v.name == *name);
+            if let (false, Some(value)) = (taken, self.values[id.index()].as_mut()) {
+                value.name.clone_from(name);
+            }
+        }
+    }
+
     /// Infers the types of all results again, in order.
     pub(crate) fn infer_types(&mut self) -> Result<()> {
         for i in 0..self.order.len() {

@@ -1,13 +1,17 @@
 //! Passes: graph in, graph and report out; and how they compose.
 
+mod fold_batch_norm;
 mod masks;
 mod mode;
+mod shrink;
 
 use std::collections::BTreeMap;
 use std::fmt;
 
+pub use fold_batch_norm::FoldBatchNorm;
 pub use masks::enforce_masks;
 pub use mode::{EvalMode, RNG_STEP, TrainMode};
+pub use shrink::{AxisGroup, AxisGroups, AxisMap, shrink};
 
 use crate::data::Dataset;
 use crate::observer::{Event, Observer};
