@@ -468,7 +468,7 @@ impl Program {
             unsafe_code,
             reason = "registers and outputs are used by one instruction a time"
         )]
-        // SAFETY, for all parts taken below: this task alone has these registers and this range
+        // SAFETY: this holds for all parts taken below: this task alone has these registers and this range
         // of the outputs; the target of an instruction is none of its sources (the program is
         // built so), and what it reads of an output was not written yet in this tile.
         unsafe {

@@ -108,13 +108,14 @@ const LEFT: usize = 512 << 10;
 /// Who computes a product.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Route {
-    Tiles,
+    Tiles(Isa),
     Rten,
 }
 
 fn route(m: usize, n: usize, k: usize) -> Route {
-    if Isa::get() != Isa::Portable || m.saturating_mul(n).saturating_mul(k) <= 1 << 15 {
-        Route::Tiles
+    let isa = Isa::get();
+    if isa != Isa::Portable || m.saturating_mul(n).saturating_mul(k) <= 1 << 15 {
+        Route::Tiles(isa)
     } else {
         Route::Rten
     }
@@ -122,7 +123,7 @@ fn route(m: usize, n: usize, k: usize) -> Route {
 
 /// Whether a product runs on the own tiles, several of which can run at once on one thread each.
 pub(crate) fn on_tiles(m: usize, n: usize, k: usize) -> bool {
-    route(m, n, k) == Route::Tiles
+    route(m, n, k) != Route::Rten
 }
 
 /// A left operand that is packed once and used many times, for products of one size.
@@ -164,7 +165,7 @@ impl PackedLhs {
     fn by(route: Route, a: Mat<'_>, m: usize, k: usize) -> PackedLhs {
         assert!(a.covers(m, k), "the left operand is too short");
         PackedLhs(match route {
-            Route::Tiles => {
+            Route::Tiles(_) => {
                 let mut out = Vec::with_capacity(m * k);
                 for rows in row_tiles(m) {
                     for p in 0..k {
@@ -187,11 +188,11 @@ impl PackedRhs {
     fn by(route: Route, b: Mat<'_>, n: usize, k: usize) -> PackedRhs {
         assert!(b.covers(k, n), "the right operand is too short");
         PackedRhs(match route {
-            Route::Tiles => {
-                let nr = panel(n);
+            Route::Tiles(isa) => {
+                let nr = panel(isa, n);
                 let mut out = vec![0f32; n.div_ceil(nr) * nr * k];
                 for (i, target) in out.chunks_exact_mut((nr * k).max(1)).enumerate() {
-                    pack_panel(b, k, i * nr..n.min((i + 1) * nr), nr, target);
+                    pack_panel(isa, b, k, i * nr..n.min((i + 1) * nr), nr, target);
                 }
                 PackedRhsKind::Tiles(out)
             }
@@ -211,7 +212,7 @@ fn view(a: Mat<'_>, rows: usize, cols: usize) -> NdTensorView<'_, f32, 2> {
 }
 
 /// Copies the columns `cols` of `b` into a panel of `nr` columns, padded by zeros.
-fn pack_panel(b: Mat<'_>, k: usize, cols: Range<usize>, nr: usize, target: &mut [f32]) {
+fn pack_panel(isa: Isa, b: Mat<'_>, k: usize, cols: Range<usize>, nr: usize, target: &mut [f32]) {
     let width = cols.len();
     if b.col == 1 {
         for (p, row) in target.chunks_exact_mut(nr).take(k).enumerate() {
@@ -224,7 +225,7 @@ fn pack_panel(b: Mat<'_>, k: usize, cols: Range<usize>, nr: usize, target: &mut 
         target[..k * nr].fill(0.0);
     }
     // A transposed operand: whole squares through registers, the rest one by one.
-    let (squares, depth) = if b.row == 1 && Isa::get().lanes() >= 8 {
+    let (squares, depth) = if b.row == 1 && isa.lanes() >= 8 {
         (width / 8 * 8, k / 8 * 8)
     } else {
         (0, 0)
@@ -310,8 +311,8 @@ impl Isa {
 }
 
 /// Columns of a panel of the right operand: two vectors, or one where that is enough.
-fn panel(n: usize) -> usize {
-    let lanes = Isa::get().lanes();
+fn panel(isa: Isa, n: usize) -> usize {
+    let lanes = isa.lanes();
     if n <= lanes { lanes } else { 2 * lanes }
 }
 
@@ -642,14 +643,14 @@ impl Gemm<'_> {
             assert!(b.covers(k, n), "the right operand is too short");
         }
         match route {
-            Route::Tiles => self.tiles(out, out_row),
+            Route::Tiles(isa) => self.tiles(isa, out, out_row),
             Route::Rten => self.rten_strided(out, out_row),
         }
     }
 
-    fn tiles(&self, out: &mut [f32], out_row: usize) {
+    fn tiles(&self, isa: Isa, out: &mut [f32], out_row: usize) {
         let Gemm { m, n, k, .. } = *self;
-        let nr = panel(n);
+        let nr = panel(isa, n);
         let panels = n.div_ceil(nr);
         match self.a {
             Lhs::Packed(PackedLhs(PackedLhsKind::Tiles(a))) => assert_eq!(a.len(), m * k),
@@ -664,7 +665,7 @@ impl Gemm<'_> {
         let out = SharedMut::new(out);
         let tiles = m.div_ceil(MR);
         if self.threads <= 1 || m * n * k < PARALLEL || panels * tiles == 1 {
-            return self.blocks(&out, out_row, 0..tiles, 0..panels);
+            return self.blocks(isa, &out, out_row, 0..tiles, 0..panels);
         }
         // A few tasks a thread, so that a thread that starts late is no harm; cut over panels
         // first, since each task packs the panels that it needs.
@@ -675,7 +676,7 @@ impl Gemm<'_> {
             let part = |i: usize, parts: usize, of: usize| i * of / parts..(i + 1) * of / parts;
             let tile_range = part(task % over_tiles, over_tiles, tiles);
             let panel_range = part(task / over_tiles, over_panels, panels);
-            self.blocks(&out, out_row, tile_range, panel_range);
+            self.blocks(isa, &out, out_row, tile_range, panel_range);
         });
     }
 
@@ -683,6 +684,7 @@ impl Gemm<'_> {
     /// the left operand stay in the second-level cache while the panels pass by.
     fn blocks(
         &self,
+        isa: Isa,
         out: &SharedMut<'_, f32>,
         out_row: usize,
         tiles: Range<usize>,
@@ -691,13 +693,14 @@ impl Gemm<'_> {
         let size = (LEFT / (MR * self.k * size_of::<f32>()).max(1)).max(4);
         for start in tiles.clone().step_by(size) {
             let part = start..tiles.end.min(start + size);
-            self.block(out, out_row, part, panels.clone());
+            self.block(isa, out, out_row, part, panels.clone());
         }
     }
 
     /// Computes the given row tiles and column panels, which nobody else writes meanwhile.
     fn block(
         &self,
+        isa: Isa,
         out: &SharedMut<'_, f32>,
         out_row: usize,
         tiles: Range<usize>,
@@ -705,8 +708,7 @@ impl Gemm<'_> {
     ) {
         thread_local!(static PANEL: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) });
         let Gemm { m, n, k, .. } = *self;
-        let (isa, nr) = (Isa::get(), panel(n));
-        let lanes = isa.lanes();
+        let (lanes, nr) = (isa.lanes(), panel(isa, n));
         for j in panels {
             let cols = j * nr..n.min((j + 1) * nr);
             let run = |b: *const f32, b_row: usize| {
@@ -760,13 +762,13 @@ impl Gemm<'_> {
                             || b.row * size_of::<f32>() < PAGE
                                 && b.row * k * size_of::<f32>() < SPREAD) =>
                 {
-                    run(b.data[cols.start..].as_ptr(), b.row);
+                    run(b.data.as_ptr().wrapping_add(cols.start), b.row);
                 }
                 Rhs::Plain(b) => PANEL.with_borrow_mut(|buffer| {
                     if buffer.len() < nr * k {
                         buffer.resize(nr * k, 0.0);
                     }
-                    pack_panel(b, k, cols.clone(), nr, buffer);
+                    pack_panel(isa, b, k, cols.clone(), nr, buffer);
                     run(buffer.as_ptr(), nr);
                 }),
             }
@@ -893,6 +895,21 @@ mod tests {
             .collect()
     }
 
+    /// The instruction sets that this processor has.
+    fn isas() -> Vec<Isa> {
+        let mut all = vec![Isa::Portable];
+        #[cfg(target_arch = "x86_64")]
+        {
+            if Isa::get() != Isa::Portable {
+                all.push(Isa::Avx2);
+            }
+            if Isa::get() == Isa::Avx512 {
+                all.push(Isa::Avx512);
+            }
+        }
+        all
+    }
+
     /// The product by the plain loops in `f64`.
     fn reference(m: usize, n: usize, k: usize, a: Mat<'_>, b: Mat<'_>) -> Vec<f64> {
         let mut out = vec![0f64; m * n];
@@ -983,7 +1000,9 @@ mod tests {
         fn tiles_agree_with_the_definition(
             m in 0usize..40, n in 0usize..70, k in 0usize..40, ta: bool, tb: bool
         ) {
-            check(Route::Tiles, m, n, k, ta, tb);
+            for isa in isas() {
+                check(Route::Tiles(isa), m, n, k, ta, tb);
+            }
             // Never chosen for products without terms, which it cannot pack.
             if m * n * k > 0 {
                 check(Route::Rten, m, n, k, ta, tb);
@@ -993,7 +1012,7 @@ mod tests {
 
     #[test]
     fn large_products_agree_with_the_definition() {
-        for route in [Route::Tiles, Route::Rten] {
+        for route in [Route::Tiles(Isa::get()), Route::Rten] {
             check(route, 300, 401, 500, false, true);
             check(route, 61, 1100, 129, true, false);
         }

@@ -2,7 +2,6 @@
 
 use opt_core::ops::{BinaryOp, UnaryOp};
 
-use super::gemm::Isa;
 use super::math;
 
 /// An operand of a binary function: a slice as long as the output, or one value.

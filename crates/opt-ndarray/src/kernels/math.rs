@@ -33,7 +33,7 @@ fn exp_parts<const FMA: bool>(x: f32) -> (f32, f32) {
             8.333_452e-3,
             4.166_579_6e-2,
             1.666_666_5e-1,
-            5.000_000_1e-1,
+            0.5,
         ],
     );
     (fma::<FMA>(p, r * r, r), n)
@@ -98,7 +98,7 @@ pub(super) fn log<const FMA: bool>(x: f32) -> f32 {
             -1.666_805_8e-1,
             2.000_071_5e-1,
             -2.499_999_4e-1,
-            3.333_333_1e-1,
+            3.333_333e-1,
         ],
     );
     let z = f * f;
@@ -107,8 +107,7 @@ pub(super) fn log<const FMA: bool>(x: f32) -> f32 {
     let y = fma::<FMA>(e, 0.693_359_4, f + y);
     let y = if x == f32::INFINITY { x } else { y };
     let y = if x == 0.0 { f32::NEG_INFINITY } else { y };
-    // Also true for NaN.
-    if !(x >= 0.0) { f32::NAN } else { y }
+    if x < 0.0 || x.is_nan() { f32::NAN } else { y }
 }
 
 /// `ln(1 + x)`
@@ -165,7 +164,7 @@ pub(super) fn erf<const FMA: bool>(x: f32) -> f32 {
             -2.101_024e-6,
             -5.692_506_4e-5,
             -7.349_906_3e-4,
-            -2.954_599_8e-3,
+            -2.954_6e-3,
             -1.609_603_3e-2,
         ],
     );
