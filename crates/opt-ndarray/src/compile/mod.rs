@@ -11,7 +11,7 @@ use plan::{Ir, Plan};
 
 /// Multiply-adds, or elements, of a whole graph below which it runs on the calling thread:
 /// handing work to others takes longer.
-const PARALLEL: u64 = 1 << 18;
+const PARALLEL: u64 = 1 << 20;
 
 /// Compiles a graph for a number of threads.
 pub(crate) fn compile(graph: &Graph, spec: &CompileSpec, threads: usize) -> Result<Plan> {

@@ -610,7 +610,7 @@ unsafe fn tile(isa: Isa, rows: usize, vectors: usize, t: Tile) {
 }
 
 /// Multiply-adds from which a second thread is worth its start.
-const PARALLEL: usize = 1 << 18;
+const PARALLEL: usize = 1 << 19;
 
 impl Gemm<'_> {
     /// Computes the product into `out`, whose rows are `out_row` apart.

@@ -20,10 +20,14 @@ fn poly<const FMA: bool, const N: usize>(x: f32, c: [f32; N]) -> f32 {
     y
 }
 
+/// Added to a number of moderate size, it leaves the nearest integer in the low bits.
+const MAGIC: f32 = 12_582_912.0;
+
 /// `x = n ln 2 + r` with `|r| <= ln(2) / 2`; returns `e^r - 1` and `n` (Cephes).
 #[inline(always)]
-fn exp_parts<const FMA: bool>(x: f32) -> (f32, f32) {
-    let n = (x * std::f32::consts::LOG2_E).round_ties_even();
+fn exp_parts<const FMA: bool>(x: f32) -> (f32, i32) {
+    let shifted = fma::<FMA>(x, std::f32::consts::LOG2_E, MAGIC);
+    let n = shifted - MAGIC;
     let r = fma::<FMA>(n, 2.121_944_4e-4, fma::<FMA>(n, -0.693_359_4, x));
     let p = poly::<FMA, 6>(
         r,
@@ -36,16 +40,16 @@ fn exp_parts<const FMA: bool>(x: f32) -> (f32, f32) {
             0.5,
         ],
     );
+    let n = shifted.to_bits().wrapping_sub(MAGIC.to_bits()) as i32;
     (fma::<FMA>(p, r * r, r), n)
 }
 
-/// `2^n` for an integral n within -252..=254, as two factors, since one would overflow.
+/// `2^n` for n within -252..=254, as two factors, since one would overflow.
 #[inline(always)]
-fn exp2_parts(n: f32) -> (f32, f32) {
-    let n = n as i32;
+fn exp2_parts(n: i32) -> (f32, f32) {
     let half = n >> 1;
-    let power = |n: i32| f32::from_bits(((n + 127) as u32) << 23);
-    (power(half), power(n - half))
+    let power = |n: i32| f32::from_bits((n.wrapping_add(127) as u32) << 23);
+    (power(half), power(n.wrapping_sub(half)))
 }
 
 /// `e^x`
@@ -67,7 +71,7 @@ pub(super) fn expm1<const FMA: bool>(x: f32) -> f32 {
     let (p, n) = exp_parts::<FMA>(bounded);
     let (a, b) = exp2_parts(n);
     // Up to n = 64 the `- 1` counts and 2^n fits one factor; above, it does not count.
-    let y = if n > 64.0 {
+    let y = if n > 64 {
         (p + 1.0) * a * b
     } else {
         fma::<FMA>(p, a * b, a * b - 1.0)

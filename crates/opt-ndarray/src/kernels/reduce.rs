@@ -296,6 +296,19 @@ where
     }
 }
 
+/// Joins partial results, half with half.
+#[inline(always)]
+fn fold(mut lanes: [f32; 64], join: impl Fn(f32, f32) -> f32) -> f32 {
+    let mut width = 32;
+    while width > 0 {
+        for i in 0..width {
+            lanes[i] = join(lanes[i], lanes[i + width]);
+        }
+        width /= 2;
+    }
+    lanes[0]
+}
+
 by_isa! {
     /// The sum in 64 partial sums, joined into `f64` every 4096 entries, so that the error does
     /// not grow with the length.
@@ -312,7 +325,7 @@ by_isa! {
             for (lane, &x) in lanes.iter_mut().zip(chunks.remainder()) {
                 *lane += x;
             }
-            total += lanes.iter().map(|&l| f64::from(l)).sum::<f64>();
+            total += f64::from(fold(lanes, |a, b| a + b));
         }
         total
     }
@@ -332,7 +345,7 @@ by_isa! {
         for (lane, &x) in lanes.iter_mut().zip(chunks.remainder()) {
             *lane = larger(*lane, x);
         }
-        lanes.into_iter().fold(f32::NEG_INFINITY, larger)
+        fold(lanes, larger)
     }
 }
 

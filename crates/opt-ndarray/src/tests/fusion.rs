@@ -112,7 +112,7 @@ proptest! {
         choices in prop::collection::vec((0u8..255, 0u8..255, 0u8..255), 4..16),
         rows in 100usize..200, width in 150usize..260,
     ) {
-        let (graph, inputs) = random_graph(&choices, &[4, rows, width]);
+        let (graph, inputs) = random_graph(&choices, &[12, rows, width]);
         let one = run(&graph, &inputs, 1, true);
         for threads in [2, 5] {
             let many = run(&graph, &inputs, threads, true);
