@@ -5,7 +5,8 @@ use opt_core::ops::{self, UnaryOp};
 use opt_core::tensor::Dims;
 use opt_core::{DType, Element, Error, Result};
 
-use super::elementwise::{self, Walk};
+use super::convert::Walk;
+use super::elementwise;
 use super::gemm::{self, Base, Gemm, Lhs, Mat, PackedRhs, Rhs};
 use super::{Arg, CompileCx, Kernel, Out, RunCx, parallel_chunks};
 

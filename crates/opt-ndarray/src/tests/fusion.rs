@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use opt_core::ops::UnaryOp;
+use opt_core::ops::{UnaryOp, Window};
 use opt_core::random::Philox;
 use opt_core::{CompileSpec, DType, Executable, Graph, GraphBuilder, Tensor, TensorType, ValueId};
 use proptest::prelude::*;
@@ -82,6 +82,33 @@ fn random_graph(choices: &[(u8, u8, u8)], shape: &[usize]) -> (Graph, Vec<Tensor
         b.output(&format!("y{i}"), v).unwrap();
     }
     (b.finish().unwrap(), inputs)
+}
+
+#[test]
+fn bias_and_activation_become_part_of_the_convolution() {
+    for groups in [1, 4] {
+        let mut b = GraphBuilder::new("conv");
+        let x = b
+            .input("x", TensorType::new(DType::F32, [2, 4, 6, 6]))
+            .unwrap();
+        let w = b.variable("w", noise(&[8, 4 / groups, 3, 3], 1)).unwrap();
+        let bias = b.variable("bias", noise(&[8, 1, 1], 2)).unwrap();
+        let y = b.conv(x, w, None, Window::new(2).pad(1), groups).unwrap();
+        let y = b.add(bias, y).unwrap();
+        let y = b.relu(y).unwrap();
+        let y = b.mul_scalar(y, 2.0).unwrap();
+        b.output("y", y).unwrap();
+        let graph = b.finish().unwrap();
+        let plan = compile::compile(&graph, &CompileSpec::new(), 1).unwrap();
+        let steps: Vec<String> = plan.infos().into_iter().map(|s| s.kernel).collect();
+        assert_eq!(steps, ["conv+relu", "mul"]);
+        let x = noise(&[2, 4, 6, 6], 3);
+        let fused = run(&graph, std::slice::from_ref(&x), 1, true);
+        let plain = run(&graph, &[x], 1, false);
+        for (a, b) in fused[0].to_f64s().iter().zip(plain[0].to_f64s()) {
+            assert!((a - b).abs() < 1e-6, "{a} {b}");
+        }
+    }
 }
 
 proptest! {
