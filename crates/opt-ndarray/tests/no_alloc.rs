@@ -6,6 +6,7 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use opt_core::autodiff::grad;
+use opt_core::ops::Window;
 use opt_core::{Backend, CompileSpec, DType, GraphBuilder, Tensor, TensorType, ValueId};
 use opt_ndarray::NdarrayBackend;
 
@@ -113,5 +114,13 @@ fn a_run_allocates_nothing() {
         let h = b.matmul(x, w).unwrap();
         let h = b.add(h, bias).unwrap();
         (b.tanh(h).unwrap(), vec![w, bias])
+    });
+    training_step(|b, x| {
+        let w = variable(b, "w1", &[4, 1, 3, 3]);
+        let bias = variable(b, "b1", &[4]);
+        let h = b.conv(x, w, Some(bias), Window::new(2).pad(1), 1).unwrap();
+        let h = b.relu(h).unwrap();
+        let h = b.max_pool(h, 2).unwrap();
+        (b.flatten(h, 1).unwrap(), vec![w, bias])
     });
 }

@@ -465,7 +465,10 @@ impl Tensor {
         self.refuse_packed("slice")?;
         let mut out = self.clone();
         out.shape[axis] = end - start;
-        out.offset = (self.offset as isize + self.strides[axis] * start as isize) as usize;
+        // A view of nothing has no first element to point at.
+        if !out.is_empty() {
+            out.offset = (self.offset as isize + self.strides[axis] * start as isize) as usize;
+        }
         Ok(out)
     }
 
@@ -671,6 +674,7 @@ mod tests {
         let x = Tensor::zeros(DType::F32, [2, 3]).unwrap();
         assert!(x.transpose(&[0, 0]).is_err());
         assert!(x.slice(1, 2, 4).is_err());
+        assert!(x.slice(1, 3, 3).unwrap().as_slice::<f32>().unwrap().is_empty());
         assert!(x.reshape([5]).is_err());
         assert!(x.broadcast_to([3, 3]).is_err());
         assert!(Tensor::from_buffer(DType::Bool, [1], Buffer::from_slice(&[7u8])).is_err());

@@ -206,7 +206,6 @@ pub(super) fn plan(mut ir: Ir, threads: usize) -> Result<Plan> {
     assignments.sort_by_key(|a| a.swap);
     Ok(Plan {
         types: ir.types,
-        alias: ir.alias,
         steps: planned,
         inputs,
         outputs,

@@ -11,10 +11,20 @@ use plan::{Ir, Plan};
 
 /// Multiply-adds, or elements, of a whole graph below which it runs on the calling thread:
 /// handing work to others takes longer.
-const PARALLEL: u64 = 1 << 18;
+const PARALLEL: u64 = 1 << 20;
 
 /// Compiles a graph for a number of threads.
 pub(crate) fn compile(graph: &Graph, spec: &CompileSpec, threads: usize) -> Result<Plan> {
+    compile_with(graph, spec, threads, true)
+}
+
+/// [`compile`], with fusion or without: what the tests compare.
+pub(crate) fn compile_with(
+    graph: &Graph,
+    spec: &CompileSpec,
+    threads: usize,
+    fusion: bool,
+) -> Result<Plan> {
     let graph = graph.bind(&spec.bindings)?;
     let mut ir = Ir::new(&graph)?;
     let threads = if work(&graph)? < PARALLEL { 1 } else { threads };
@@ -22,7 +32,9 @@ pub(crate) fn compile(graph: &Graph, spec: &CompileSpec, threads: usize) -> Resu
     // Matchers of patterns that involve constants, such as quantized weights, come here, before
     // folding turns the constants into something else and fusion joins the nodes with others.
     fold::fold(&mut ir)?;
-    fuse::fuse(&mut ir)?;
+    if fusion {
+        fuse::fuse(&mut ir)?;
+    }
     ir.remove_dead();
     memory::plan(ir, threads)
 }

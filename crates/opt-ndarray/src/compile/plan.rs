@@ -18,6 +18,7 @@ pub(crate) type Id = usize;
 
 /// What a step computes.
 #[derive(Debug, Clone)]
+#[expect(clippy::large_enum_variant, reason = "most steps are ops")]
 pub(crate) enum Kind {
     /// An op of the graph.
     Op(Op),
@@ -323,7 +324,6 @@ pub(crate) struct Assignment {
 #[derive(Debug)]
 pub(crate) struct Plan {
     pub(crate) types: Vec<TensorType>,
-    pub(crate) alias: Vec<Id>,
     pub(crate) steps: Vec<Planned>,
     pub(crate) inputs: Vec<(String, Port)>,
     pub(crate) outputs: Vec<Port>,

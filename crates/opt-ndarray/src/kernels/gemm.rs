@@ -18,6 +18,7 @@ use rten_gemm::{
 };
 use rten_tensor::NdTensorView;
 
+use super::tile::{Init, Isa, Tile, panel, tile};
 use super::{SharedMut, parallel};
 
 /// A matrix operand: entry `(i, j)` is `data[i * row + j * col]`.
@@ -108,13 +109,14 @@ const LEFT: usize = 512 << 10;
 /// Who computes a product.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Route {
-    Tiles,
+    Tiles(Isa),
     Rten,
 }
 
 fn route(m: usize, n: usize, k: usize) -> Route {
-    if Isa::get() != Isa::Portable || m.saturating_mul(n).saturating_mul(k) <= 1 << 15 {
-        Route::Tiles
+    let isa = Isa::get();
+    if isa != Isa::Portable || m.saturating_mul(n).saturating_mul(k) <= 1 << 15 {
+        Route::Tiles(isa)
     } else {
         Route::Rten
     }
@@ -122,7 +124,7 @@ fn route(m: usize, n: usize, k: usize) -> Route {
 
 /// Whether a product runs on the own tiles, several of which can run at once on one thread each.
 pub(crate) fn on_tiles(m: usize, n: usize, k: usize) -> bool {
-    route(m, n, k) == Route::Tiles
+    route(m, n, k) != Route::Rten
 }
 
 /// A left operand that is packed once and used many times, for products of one size.
@@ -164,7 +166,7 @@ impl PackedLhs {
     fn by(route: Route, a: Mat<'_>, m: usize, k: usize) -> PackedLhs {
         assert!(a.covers(m, k), "the left operand is too short");
         PackedLhs(match route {
-            Route::Tiles => {
+            Route::Tiles(_) => {
                 let mut out = Vec::with_capacity(m * k);
                 for rows in row_tiles(m) {
                     for p in 0..k {
@@ -187,11 +189,11 @@ impl PackedRhs {
     fn by(route: Route, b: Mat<'_>, n: usize, k: usize) -> PackedRhs {
         assert!(b.covers(k, n), "the right operand is too short");
         PackedRhs(match route {
-            Route::Tiles => {
-                let nr = panel(n);
+            Route::Tiles(isa) => {
+                let nr = panel(isa, n);
                 let mut out = vec![0f32; n.div_ceil(nr) * nr * k];
                 for (i, target) in out.chunks_exact_mut((nr * k).max(1)).enumerate() {
-                    pack_panel(b, k, i * nr..n.min((i + 1) * nr), nr, target);
+                    pack_panel(isa, b, k, i * nr..n.min((i + 1) * nr), nr, target);
                 }
                 PackedRhsKind::Tiles(out)
             }
@@ -211,7 +213,7 @@ fn view(a: Mat<'_>, rows: usize, cols: usize) -> NdTensorView<'_, f32, 2> {
 }
 
 /// Copies the columns `cols` of `b` into a panel of `nr` columns, padded by zeros.
-fn pack_panel(b: Mat<'_>, k: usize, cols: Range<usize>, nr: usize, target: &mut [f32]) {
+fn pack_panel(isa: Isa, b: Mat<'_>, k: usize, cols: Range<usize>, nr: usize, target: &mut [f32]) {
     let width = cols.len();
     if b.col == 1 {
         for (p, row) in target.chunks_exact_mut(nr).take(k).enumerate() {
@@ -224,7 +226,7 @@ fn pack_panel(b: Mat<'_>, k: usize, cols: Range<usize>, nr: usize, target: &mut 
         target[..k * nr].fill(0.0);
     }
     // A transposed operand: whole squares through registers, the rest one by one.
-    let (squares, depth) = if b.row == 1 && Isa::get().lanes() >= 8 {
+    let (squares, depth) = if b.row == 1 && isa.lanes() >= 8 {
         (width / 8 * 8, k / 8 * 8)
     } else {
         (0, 0)
@@ -234,7 +236,7 @@ fn pack_panel(b: Mat<'_>, k: usize, cols: Range<usize>, nr: usize, target: &mut 
         for p in (0..depth).step_by(8) {
             let source = &b.data[(cols.start + j) * b.col + p..];
             // SAFETY: the processor has vectors of eight lanes.
-            unsafe { x86::transpose8(source, b.col, &mut target[p * nr + j..], nr) };
+            unsafe { super::tile::x86::transpose8(source, b.col, &mut target[p * nr + j..], nr) };
         }
     }
     for (j, col) in cols.enumerate() {
@@ -261,355 +263,8 @@ fn row_tile(m: usize, t: usize) -> Range<usize> {
     start..start + size + usize::from(t < extra)
 }
 
-/// The vector instructions that the processor has.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Isa {
-    /// 512-bit vectors.
-    #[cfg(target_arch = "x86_64")]
-    Avx512,
-    /// 256-bit vectors with fused multiply-add.
-    #[cfg(target_arch = "x86_64")]
-    Avx2,
-    /// What every processor of the target has.
-    Portable,
-}
-
-impl Isa {
-    /// The best that this processor has.
-    pub(crate) fn get() -> Isa {
-        static ISA: OnceLock<Isa> = OnceLock::new();
-        *ISA.get_or_init(|| {
-            #[cfg(target_arch = "x86_64")]
-            {
-                if is_x86_feature_detected!("avx512f")
-                    && is_x86_feature_detected!("avx512dq")
-                    && is_x86_feature_detected!("avx512bw")
-                    && is_x86_feature_detected!("avx512vl")
-                    && is_x86_feature_detected!("fma")
-                {
-                    return Isa::Avx512;
-                }
-                if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
-                    return Isa::Avx2;
-                }
-            }
-            Isa::Portable
-        })
-    }
-
-    /// Lanes of an `f32` vector.
-    fn lanes(self) -> usize {
-        match self {
-            #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 => 16,
-            #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 => 8,
-            Isa::Portable => 4,
-        }
-    }
-}
-
-/// Columns of a panel of the right operand: two vectors, or one where that is enough.
-fn panel(n: usize) -> usize {
-    let lanes = Isa::get().lanes();
-    if n <= lanes { lanes } else { 2 * lanes }
-}
-
-/// One register tile: `out[rows, cols]` from `rows` rows of `a` and a panel of `b`.
-#[derive(Clone, Copy)]
-struct Tile {
-    k: usize,
-    a: *const f32,
-    a_row: usize,
-    a_col: usize,
-    /// Rows of `vectors * lanes` readable entries, `b_row` apart.
-    b: *const f32,
-    b_row: usize,
-    out: *mut f32,
-    out_row: usize,
-    /// Columns of `out` to write.
-    cols: usize,
-    init: Init,
-}
-
-/// What a tile's product is added to.
-#[derive(Clone, Copy)]
-enum Init {
-    Zero,
-    Out,
-    Row(*const f32),
-    Column(*const f32),
-}
-
-/// A tile function with the number of rows as a constant, so that the sums stay in registers.
-macro_rules! by_rows {
-    ($rows:expr, $f:ident, $tile:expr, $nv:tt) => {
-        match $rows {
-            // Few rows give few independent sums: several entries of k at once hide the latency.
-            1 => $f::<1, $nv, 4>($tile),
-            2 => $f::<2, $nv, 2>($tile),
-            3 => $f::<3, $nv, 2>($tile),
-            4 => $f::<4, $nv, 1>($tile),
-            5 => $f::<5, $nv, 1>($tile),
-            6 => $f::<6, $nv, 1>($tile),
-            7 => $f::<7, $nv, 1>($tile),
-            8 => $f::<8, $nv, 1>($tile),
-            9 => $f::<9, $nv, 1>($tile),
-            10 => $f::<10, $nv, 1>($tile),
-            11 => $f::<11, $nv, 1>($tile),
-            12 => $f::<12, $nv, 1>($tile),
-            rows => unreachable!("a tile of {rows} rows"),
-        }
-    };
-}
-
-/// The tile function of an instruction set, from its vector operations.
-macro_rules! tile_kernel {
-    ($name:ident, $features:literal, $lanes:literal, $vec:ty, $zero:expr, $load:ident,
-     $fma:ident, $splat:ident, $add:ident, $mask:ident, $load_mask:ident, $store_mask:ident) => {
-        /// # Safety
-        /// The processor has the features, and the pointers of the tile are valid for its sizes.
-        #[target_feature(enable = $features)]
-        unsafe fn $name<const ROWS: usize, const NV: usize, const UNROLL: usize>(t: Tile) {
-            let zero: $vec = $zero;
-            let mut sums = [[[zero; NV]; ROWS]; UNROLL];
-            // SAFETY: the caller vouches for `k` rows of `b` and `ROWS` rows of `a`.
-            unsafe {
-                let (mut a, mut b) = (t.a, t.b);
-                for _ in 0..t.k / UNROLL {
-                    for u in 0..UNROLL {
-                        let mut columns = [zero; NV];
-                        for v in 0..NV {
-                            columns[v] = $load(b.add(v * $lanes));
-                        }
-                        for r in 0..ROWS {
-                            let x = $splat(*a.add(r * t.a_row));
-                            for v in 0..NV {
-                                sums[u][r][v] = $fma(x, columns[v], sums[u][r][v]);
-                            }
-                        }
-                        a = a.wrapping_add(t.a_col);
-                        b = b.wrapping_add(t.b_row);
-                    }
-                }
-                for _ in 0..t.k % UNROLL {
-                    let mut columns = [zero; NV];
-                    for v in 0..NV {
-                        columns[v] = $load(b.add(v * $lanes));
-                    }
-                    for r in 0..ROWS {
-                        let x = $splat(*a.add(r * t.a_row));
-                        for v in 0..NV {
-                            sums[0][r][v] = $fma(x, columns[v], sums[0][r][v]);
-                        }
-                    }
-                    a = a.wrapping_add(t.a_col);
-                    b = b.wrapping_add(t.b_row);
-                }
-            }
-            for u in 1..UNROLL {
-                for r in 0..ROWS {
-                    for v in 0..NV {
-                        sums[0][r][v] = $add(sums[0][r][v], sums[u][r][v]);
-                    }
-                }
-            }
-            for v in 0..NV {
-                let mask = $mask(t.cols.saturating_sub(v * $lanes).min($lanes));
-                for r in 0..ROWS {
-                    // SAFETY: masked to the tile's columns, which the caller vouches for.
-                    unsafe {
-                        let out = t.out.add(r * t.out_row).wrapping_add(v * $lanes);
-                        let sum = match t.init {
-                            Init::Zero => sums[0][r][v],
-                            Init::Out => $add(sums[0][r][v], $load_mask(out, mask)),
-                            Init::Row(p) => {
-                                $add(sums[0][r][v], $load_mask(p.wrapping_add(v * $lanes), mask))
-                            }
-                            Init::Column(p) => $add(sums[0][r][v], $splat(*p.add(r))),
-                        };
-                        $store_mask(out, mask, sum);
-                    }
-                }
-            }
-        }
-    };
-}
-
-#[cfg(target_arch = "x86_64")]
-mod x86 {
-    use std::arch::x86_64::*;
-
-    use super::{Init, Tile};
-
-    #[target_feature(enable = "avx512f")]
-    fn mask512(n: usize) -> __mmask16 {
-        ((1u32 << n) - 1) as __mmask16
-    }
-
-    #[target_feature(enable = "avx512f")]
-    unsafe fn load_mask512(p: *const f32, mask: __mmask16) -> __m512 {
-        // SAFETY: only masked entries are read.
-        unsafe { _mm512_maskz_loadu_ps(mask, p) }
-    }
-
-    tile_kernel!(
-        tile512,
-        "avx512f",
-        16,
-        __m512,
-        _mm512_setzero_ps(),
-        _mm512_loadu_ps,
-        _mm512_fmadd_ps,
-        _mm512_set1_ps,
-        _mm512_add_ps,
-        mask512,
-        load_mask512,
-        _mm512_mask_storeu_ps
-    );
-
-    #[target_feature(enable = "avx2,fma")]
-    fn mask256(n: usize) -> __m256i {
-        let lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
-        _mm256_cmpgt_epi32(_mm256_set1_epi32(n as i32), lanes)
-    }
-
-    #[target_feature(enable = "avx2,fma")]
-    unsafe fn load_mask256(p: *const f32, mask: __m256i) -> __m256 {
-        // SAFETY: only masked entries are read.
-        unsafe { _mm256_maskload_ps(p, mask) }
-    }
-
-    /// Transposes a square of 8 rows and columns.
-    #[target_feature(enable = "avx2")]
-    pub(super) fn transpose8(source: &[f32], from: usize, target: &mut [f32], to: usize) {
-        assert!(source.len() >= 7 * from + 8 && target.len() >= 7 * to + 8);
-        // SAFETY: the bounds were checked.
-        let load = |i: usize| unsafe { _mm256_loadu_ps(source.as_ptr().add(i * from)) };
-        let mut pairs = [_mm256_setzero_ps(); 8];
-        for i in 0..4 {
-            let (a, b) = (load(2 * i), load(2 * i + 1));
-            pairs[2 * i] = _mm256_unpacklo_ps(a, b);
-            pairs[2 * i + 1] = _mm256_unpackhi_ps(a, b);
-        }
-        let mut quads = [_mm256_setzero_ps(); 8];
-        for i in 0..2 {
-            for half in 0..2 {
-                let (a, b) = (pairs[4 * i + half], pairs[4 * i + 2 + half]);
-                quads[4 * i + 2 * half] = _mm256_shuffle_ps::<0b01_00_01_00>(a, b);
-                quads[4 * i + 2 * half + 1] = _mm256_shuffle_ps::<0b11_10_11_10>(a, b);
-            }
-        }
-        for i in 0..4 {
-            let (a, b) = (quads[i], quads[4 + i]);
-            let low = _mm256_permute2f128_ps::<0x20>(a, b);
-            let high = _mm256_permute2f128_ps::<0x31>(a, b);
-            // SAFETY: the bounds were checked.
-            unsafe {
-                _mm256_storeu_ps(target.as_mut_ptr().add(i * to), low);
-                _mm256_storeu_ps(target.as_mut_ptr().add((i + 4) * to), high);
-            }
-        }
-    }
-
-    tile_kernel!(
-        tile256,
-        "avx2,fma",
-        8,
-        __m256,
-        _mm256_setzero_ps(),
-        _mm256_loadu_ps,
-        _mm256_fmadd_ps,
-        _mm256_set1_ps,
-        _mm256_add_ps,
-        mask256,
-        load_mask256,
-        _mm256_maskstore_ps
-    );
-
-    /// # Safety
-    /// As [`tile512`].
-    pub(super) unsafe fn avx512(rows: usize, vectors: usize, t: Tile) {
-        // SAFETY: passed on.
-        unsafe {
-            match vectors {
-                1 => by_rows!(rows, tile512, t, 1),
-                _ => by_rows!(rows, tile512, t, 2),
-            }
-        }
-    }
-
-    /// # Safety
-    /// As [`tile256`].
-    pub(super) unsafe fn avx2(rows: usize, vectors: usize, t: Tile) {
-        // The 16 registers hold the sums of six rows.
-        for start in (0..rows).step_by(6) {
-            let part = Tile {
-                a: t.a.wrapping_add(start * t.a_row),
-                out: t.out.wrapping_add(start * t.out_row),
-                init: match t.init {
-                    Init::Column(p) => Init::Column(p.wrapping_add(start)),
-                    other => other,
-                },
-                ..t
-            };
-            // SAFETY: passed on.
-            unsafe {
-                match vectors {
-                    1 => by_rows!((rows - start).min(6), tile256, part, 1),
-                    _ => by_rows!((rows - start).min(6), tile256, part, 2),
-                }
-            }
-        }
-    }
-}
-
-/// # Safety
-/// The pointers of the tile are valid for its sizes.
-unsafe fn portable(rows: usize, vectors: usize, t: Tile) {
-    let width = vectors * Isa::Portable.lanes();
-    for r in 0..rows {
-        let mut sums = [0f32; 8];
-        // SAFETY: the caller vouches for the pointers.
-        unsafe {
-            for p in 0..t.k {
-                let x = *t.a.add(r * t.a_row + p * t.a_col);
-                let b = std::slice::from_raw_parts(t.b.add(p * t.b_row), width);
-                for (sum, &y) in sums.iter_mut().zip(b) {
-                    *sum += x * y;
-                }
-            }
-            for (j, &sum) in sums.iter().enumerate().take(t.cols) {
-                let out = t.out.add(r * t.out_row + j);
-                *out = sum
-                    + match t.init {
-                        Init::Zero => 0.0,
-                        Init::Out => *out,
-                        Init::Row(p) => *p.add(j),
-                        Init::Column(p) => *p.add(r),
-                    };
-            }
-        }
-    }
-}
-
-/// # Safety
-/// The pointers of the tile are valid for its sizes; `isa` comes from [`Isa::get`].
-unsafe fn tile(isa: Isa, rows: usize, vectors: usize, t: Tile) {
-    // SAFETY: passed on.
-    unsafe {
-        match isa {
-            #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 => x86::avx512(rows, vectors, t),
-            #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 => x86::avx2(rows, vectors, t),
-            Isa::Portable => portable(rows, vectors, t),
-        }
-    }
-}
-
 /// Multiply-adds from which a second thread is worth its start.
-const PARALLEL: usize = 1 << 18;
+const PARALLEL: usize = 1 << 19;
 
 impl Gemm<'_> {
     /// Computes the product into `out`, whose rows are `out_row` apart.
@@ -642,14 +297,14 @@ impl Gemm<'_> {
             assert!(b.covers(k, n), "the right operand is too short");
         }
         match route {
-            Route::Tiles => self.tiles(out, out_row),
+            Route::Tiles(isa) => self.tiles(isa, out, out_row),
             Route::Rten => self.rten_strided(out, out_row),
         }
     }
 
-    fn tiles(&self, out: &mut [f32], out_row: usize) {
+    fn tiles(&self, isa: Isa, out: &mut [f32], out_row: usize) {
         let Gemm { m, n, k, .. } = *self;
-        let nr = panel(n);
+        let nr = panel(isa, n);
         let panels = n.div_ceil(nr);
         match self.a {
             Lhs::Packed(PackedLhs(PackedLhsKind::Tiles(a))) => assert_eq!(a.len(), m * k),
@@ -664,7 +319,7 @@ impl Gemm<'_> {
         let out = SharedMut::new(out);
         let tiles = m.div_ceil(MR);
         if self.threads <= 1 || m * n * k < PARALLEL || panels * tiles == 1 {
-            return self.blocks(&out, out_row, 0..tiles, 0..panels);
+            return self.blocks(isa, &out, out_row, 0..tiles, 0..panels);
         }
         // A few tasks a thread, so that a thread that starts late is no harm; cut over panels
         // first, since each task packs the panels that it needs.
@@ -675,7 +330,7 @@ impl Gemm<'_> {
             let part = |i: usize, parts: usize, of: usize| i * of / parts..(i + 1) * of / parts;
             let tile_range = part(task % over_tiles, over_tiles, tiles);
             let panel_range = part(task / over_tiles, over_panels, panels);
-            self.blocks(&out, out_row, tile_range, panel_range);
+            self.blocks(isa, &out, out_row, tile_range, panel_range);
         });
     }
 
@@ -683,6 +338,7 @@ impl Gemm<'_> {
     /// the left operand stay in the second-level cache while the panels pass by.
     fn blocks(
         &self,
+        isa: Isa,
         out: &SharedMut<'_, f32>,
         out_row: usize,
         tiles: Range<usize>,
@@ -691,13 +347,14 @@ impl Gemm<'_> {
         let size = (LEFT / (MR * self.k * size_of::<f32>()).max(1)).max(4);
         for start in tiles.clone().step_by(size) {
             let part = start..tiles.end.min(start + size);
-            self.block(out, out_row, part, panels.clone());
+            self.block(isa, out, out_row, part, panels.clone());
         }
     }
 
     /// Computes the given row tiles and column panels, which nobody else writes meanwhile.
     fn block(
         &self,
+        isa: Isa,
         out: &SharedMut<'_, f32>,
         out_row: usize,
         tiles: Range<usize>,
@@ -705,8 +362,7 @@ impl Gemm<'_> {
     ) {
         thread_local!(static PANEL: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) });
         let Gemm { m, n, k, .. } = *self;
-        let (isa, nr) = (Isa::get(), panel(n));
-        let lanes = isa.lanes();
+        let (lanes, nr) = (isa.lanes(), panel(isa, n));
         for j in panels {
             let cols = j * nr..n.min((j + 1) * nr);
             let run = |b: *const f32, b_row: usize| {
@@ -760,13 +416,13 @@ impl Gemm<'_> {
                             || b.row * size_of::<f32>() < PAGE
                                 && b.row * k * size_of::<f32>() < SPREAD) =>
                 {
-                    run(b.data[cols.start..].as_ptr(), b.row);
+                    run(b.data.as_ptr().wrapping_add(cols.start), b.row);
                 }
                 Rhs::Plain(b) => PANEL.with_borrow_mut(|buffer| {
                     if buffer.len() < nr * k {
                         buffer.resize(nr * k, 0.0);
                     }
-                    pack_panel(b, k, cols.clone(), nr, buffer);
+                    pack_panel(isa, b, k, cols.clone(), nr, buffer);
                     run(buffer.as_ptr(), nr);
                 }),
             }
@@ -893,6 +549,21 @@ mod tests {
             .collect()
     }
 
+    /// The instruction sets that this processor has.
+    fn isas() -> Vec<Isa> {
+        let mut all = vec![Isa::Portable];
+        #[cfg(target_arch = "x86_64")]
+        {
+            if Isa::get() != Isa::Portable {
+                all.push(Isa::Avx2);
+            }
+            if Isa::get() == Isa::Avx512 {
+                all.push(Isa::Avx512);
+            }
+        }
+        all
+    }
+
     /// The product by the plain loops in `f64`.
     fn reference(m: usize, n: usize, k: usize, a: Mat<'_>, b: Mat<'_>) -> Vec<f64> {
         let mut out = vec![0f64; m * n];
@@ -983,7 +654,9 @@ mod tests {
         fn tiles_agree_with_the_definition(
             m in 0usize..40, n in 0usize..70, k in 0usize..40, ta: bool, tb: bool
         ) {
-            check(Route::Tiles, m, n, k, ta, tb);
+            for isa in isas() {
+                check(Route::Tiles(isa), m, n, k, ta, tb);
+            }
             // Never chosen for products without terms, which it cannot pack.
             if m * n * k > 0 {
                 check(Route::Rten, m, n, k, ta, tb);
@@ -993,7 +666,7 @@ mod tests {
 
     #[test]
     fn large_products_agree_with_the_definition() {
-        for route in [Route::Tiles, Route::Rten] {
+        for route in [Route::Tiles(Isa::get()), Route::Rten] {
             check(route, 300, 401, 500, false, true);
             check(route, 61, 1100, 129, true, false);
         }

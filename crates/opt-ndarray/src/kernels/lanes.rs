@@ -2,7 +2,6 @@
 
 use opt_core::ops::{BinaryOp, UnaryOp};
 
-use super::gemm::Isa;
 use super::math;
 
 /// An operand of a binary function: a slice as long as the output, or one value.
@@ -311,14 +310,14 @@ macro_rules! by_isa {
                 const $fma: bool = cfg!(target_arch = "aarch64");
                 $body
             }
-            match $crate::kernels::gemm::Isa::get() {
+            match $crate::kernels::tile::Isa::get() {
                 // SAFETY: `Isa::get` has found these features.
                 #[cfg(target_arch = "x86_64")]
-                $crate::kernels::gemm::Isa::Avx512 => unsafe { avx512($($arg),*) },
+                $crate::kernels::tile::Isa::Avx512 => unsafe { avx512($($arg),*) },
                 // SAFETY: as above.
                 #[cfg(target_arch = "x86_64")]
-                $crate::kernels::gemm::Isa::Avx2 => unsafe { avx2($($arg),*) },
-                $crate::kernels::gemm::Isa::Portable => portable($($arg),*),
+                $crate::kernels::tile::Isa::Avx2 => unsafe { avx2($($arg),*) },
+                $crate::kernels::tile::Isa::Portable => portable($($arg),*),
             }
         }
     };

@@ -20,10 +20,14 @@ fn poly<const FMA: bool, const N: usize>(x: f32, c: [f32; N]) -> f32 {
     y
 }
 
+/// Added to a number of moderate size, it leaves the nearest integer in the low bits.
+const MAGIC: f32 = 12_582_912.0;
+
 /// `x = n ln 2 + r` with `|r| <= ln(2) / 2`; returns `e^r - 1` and `n` (Cephes).
 #[inline(always)]
-fn exp_parts<const FMA: bool>(x: f32) -> (f32, f32) {
-    let n = (x * std::f32::consts::LOG2_E).round_ties_even();
+fn exp_parts<const FMA: bool>(x: f32) -> (f32, i32) {
+    let shifted = fma::<FMA>(x, std::f32::consts::LOG2_E, MAGIC);
+    let n = shifted - MAGIC;
     let r = fma::<FMA>(n, 2.121_944_4e-4, fma::<FMA>(n, -0.693_359_4, x));
     let p = poly::<FMA, 6>(
         r,
@@ -33,19 +37,19 @@ fn exp_parts<const FMA: bool>(x: f32) -> (f32, f32) {
             8.333_452e-3,
             4.166_579_6e-2,
             1.666_666_5e-1,
-            5.000_000_1e-1,
+            0.5,
         ],
     );
+    let n = shifted.to_bits().wrapping_sub(MAGIC.to_bits()) as i32;
     (fma::<FMA>(p, r * r, r), n)
 }
 
-/// `2^n` for an integral n within -252..=254, as two factors, since one would overflow.
+/// `2^n` for n within -252..=254, as two factors, since one would overflow.
 #[inline(always)]
-fn exp2_parts(n: f32) -> (f32, f32) {
-    let n = n as i32;
+fn exp2_parts(n: i32) -> (f32, f32) {
     let half = n >> 1;
-    let power = |n: i32| f32::from_bits(((n + 127) as u32) << 23);
-    (power(half), power(n - half))
+    let power = |n: i32| f32::from_bits((n.wrapping_add(127) as u32) << 23);
+    (power(half), power(n.wrapping_sub(half)))
 }
 
 /// `e^x`
@@ -67,7 +71,7 @@ pub(super) fn expm1<const FMA: bool>(x: f32) -> f32 {
     let (p, n) = exp_parts::<FMA>(bounded);
     let (a, b) = exp2_parts(n);
     // Up to n = 64 the `- 1` counts and 2^n fits one factor; above, it does not count.
-    let y = if n > 64.0 {
+    let y = if n > 64 {
         (p + 1.0) * a * b
     } else {
         fma::<FMA>(p, a * b, a * b - 1.0)
@@ -98,7 +102,7 @@ pub(super) fn log<const FMA: bool>(x: f32) -> f32 {
             -1.666_805_8e-1,
             2.000_071_5e-1,
             -2.499_999_4e-1,
-            3.333_333_1e-1,
+            3.333_333e-1,
         ],
     );
     let z = f * f;
@@ -107,8 +111,7 @@ pub(super) fn log<const FMA: bool>(x: f32) -> f32 {
     let y = fma::<FMA>(e, 0.693_359_4, f + y);
     let y = if x == f32::INFINITY { x } else { y };
     let y = if x == 0.0 { f32::NEG_INFINITY } else { y };
-    // Also true for NaN.
-    if !(x >= 0.0) { f32::NAN } else { y }
+    if x < 0.0 || x.is_nan() { f32::NAN } else { y }
 }
 
 /// `ln(1 + x)`
@@ -165,7 +168,7 @@ pub(super) fn erf<const FMA: bool>(x: f32) -> f32 {
             -2.101_024e-6,
             -5.692_506_4e-5,
             -7.349_906_3e-4,
-            -2.954_599_8e-3,
+            -2.954_6e-3,
             -1.609_603_3e-2,
         ],
     );

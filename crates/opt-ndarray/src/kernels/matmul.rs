@@ -5,7 +5,8 @@ use opt_core::ops::{self, UnaryOp};
 use opt_core::tensor::Dims;
 use opt_core::{DType, Element, Error, Result};
 
-use super::elementwise::{self, Walk};
+use super::convert::Walk;
+use super::elementwise;
 use super::gemm::{self, Base, Gemm, Lhs, Mat, PackedRhs, Rhs};
 use super::{Arg, CompileCx, Kernel, Out, RunCx, parallel_chunks};
 
@@ -16,9 +17,12 @@ pub(crate) fn compile(op: &ops::MatMul, cx: &CompileCx<'_>) -> Result<Box<dyn Ke
     let (mut m, n) = (out[ro - 2], out[ro - 1]);
     let k = if op.trans_a { a[ra - 2] } else { a[ra - 1] };
     let mut batch: Dims = out[..ro - 2].into();
-    let (mut a_batch, b_batch): (Dims, Dims) = (a[..ra - 2].into(), b[..rb - 2].into());
+    let (mut a_batch, mut b_batch): (Dims, Dims) = (a[..ra - 2].into(), b[..rb - 2].into());
+    if b_batch.iter().all(|&d| d == 1) {
+        b_batch.clear();
+    }
     // One right matrix for all left ones: their rows make one tall matrix.
-    if b_batch.iter().all(|&d| d == 1) && !op.trans_a && a_batch == batch {
+    if b_batch.is_empty() && !op.trans_a && a_batch == batch {
         m *= batch.iter().product::<usize>();
         (batch, a_batch) = (Dims::new(), Dims::new());
     }
@@ -33,7 +37,7 @@ pub(crate) fn compile(op: &ops::MatMul, cx: &CompileCx<'_>) -> Result<Box<dyn Ke
     };
     let b_strides = if op.trans_b { (1, k) } else { (n, 1) };
     let packed = match &cx.constants[1] {
-        Some(b) if b.dtype() == DType::F32 && b_batch.iter().all(|&d| d == 1) => {
+        Some(b) if b.dtype() == DType::F32 && b_batch.is_empty() => {
             let b = b.contiguous();
             let b = Mat {
                 data: b.as_slice::<f32>()?,

@@ -5,6 +5,7 @@
 
 mod attention;
 mod conv;
+mod convert;
 mod custom;
 pub(crate) mod elementwise;
 pub(crate) mod gemm;
@@ -23,6 +24,7 @@ mod scan;
 mod shape;
 mod softmax;
 mod state;
+mod tile;
 
 pub(crate) use state::Copy;
 

@@ -156,8 +156,9 @@ impl Reduce {
         &self,
         x: &[T],
         out: &mut [T],
-        to: fn(T) -> f64,
-        from: fn(f64) -> T,
+        to: impl Fn(T) -> f64 + Sync,
+        from: impl Fn(f64) -> T + Sync,
+        run: Option<fn(&[T]) -> f64>,
         threads: usize,
     ) {
         let mean = if self.op == ReduceOp::Mean {
@@ -165,18 +166,15 @@ impl Reduce {
         } else {
             1.0
         };
-        self.fold(
-            x,
-            out,
-            &Plain {
-                start: self.start(),
-                op: self.op,
-                to,
-                from,
-                mean,
-            },
-            threads,
-        );
+        let fold = Plain {
+            start: self.start(),
+            op: self.op,
+            to,
+            from,
+            run,
+            mean,
+        };
+        self.fold(x, out, &fold, threads);
     }
 
     fn start(&self) -> f64 {
@@ -192,8 +190,8 @@ impl Reduce {
         &self,
         x: &[T],
         out: &mut [T],
-        to: fn(T) -> i64,
-        from: fn(i64) -> T,
+        to: impl Fn(T) -> i64 + Sync,
+        from: impl Fn(i64) -> T + Sync,
         limits: (i64, i64),
         threads: usize,
     ) {
@@ -212,11 +210,13 @@ impl Reduce {
 }
 
 /// Floating-point entries, combined in `f64`.
-struct Plain<T> {
+struct Plain<T, F, G> {
     op: ReduceOp,
     start: f64,
-    to: fn(T) -> f64,
-    from: fn(f64) -> T,
+    to: F,
+    from: G,
+    /// A faster way for a run of neighbours, if there is one.
+    run: Option<fn(&[T]) -> f64>,
     mean: f64,
 }
 
@@ -230,7 +230,12 @@ fn combine(op: ReduceOp, a: f64, b: f64) -> f64 {
     }
 }
 
-impl<T: Copy> Fold<T, f64> for Plain<T> {
+impl<T, F, G> Fold<T, f64> for Plain<T, F, G>
+where
+    T: Copy,
+    F: Fn(T) -> f64 + Sync,
+    G: Fn(f64) -> T + Sync,
+{
     fn start(&self) -> f64 {
         self.start
     }
@@ -244,18 +249,26 @@ impl<T: Copy> Fold<T, f64> for Plain<T> {
         (self.from)(sum * self.mean)
     }
     fn run(&self, x: &[T]) -> f64 {
-        x.iter().fold(self.start, |sum, &x| self.add(sum, x))
+        match self.run {
+            Some(run) => run(x),
+            None => x.iter().fold(self.start, |sum, &x| self.add(sum, x)),
+        }
     }
 }
 
-struct Integers<T> {
+struct Integers<F, G> {
     op: ReduceOp,
-    to: fn(T) -> i64,
-    from: fn(i64) -> T,
+    to: F,
+    from: G,
     limits: (i64, i64),
 }
 
-impl<T: Copy> Fold<T, i64> for Integers<T> {
+impl<T, F, G> Fold<T, i64> for Integers<F, G>
+where
+    T: Copy,
+    F: Fn(T) -> i64 + Sync,
+    G: Fn(i64) -> T + Sync,
+{
     fn start(&self) -> i64 {
         match self.op {
             ReduceOp::Max => self.limits.0,
@@ -283,6 +296,19 @@ impl<T: Copy> Fold<T, i64> for Integers<T> {
     }
 }
 
+/// Joins partial results, half with half.
+#[inline(always)]
+fn fold(mut lanes: [f32; 64], join: impl Fn(f32, f32) -> f32) -> f32 {
+    let mut width = 32;
+    while width > 0 {
+        for i in 0..width {
+            lanes[i] = join(lanes[i], lanes[i + width]);
+        }
+        width /= 2;
+    }
+    lanes[0]
+}
+
 by_isa! {
     /// The sum in 64 partial sums, joined into `f64` every 4096 entries, so that the error does
     /// not grow with the length.
@@ -299,7 +325,7 @@ by_isa! {
             for (lane, &x) in lanes.iter_mut().zip(chunks.remainder()) {
                 *lane += x;
             }
-            total += lanes.iter().map(|&l| f64::from(l)).sum::<f64>();
+            total += f64::from(fold(lanes, |a, b| a + b));
         }
         total
     }
@@ -319,7 +345,7 @@ by_isa! {
         for (lane, &x) in lanes.iter_mut().zip(chunks.remainder()) {
             *lane = larger(*lane, x);
         }
-        lanes.into_iter().fold(f32::NEG_INFINITY, larger)
+        fold(lanes, larger)
     }
 }
 
@@ -399,17 +425,24 @@ impl Kernel for Reduce {
             DType::F32 if matches!(self.op, ReduceOp::Sum | ReduceOp::Mean) => {
                 self.sums(x.typed(), out.typed(), threads);
             }
-            DType::F32 => self.float(x.typed(), out.typed(), f64::from, |x| x as f32, threads),
-            DType::F64 => self.float(x.typed(), out.typed(), |x| x, |x| x, threads),
-            DType::F16 => self.float(x.typed(), out.typed(), f16::to_f64, f16::from_f64, threads),
+            DType::F32 => {
+                let run: Option<fn(&[f32]) -> f64> = match self.op {
+                    ReduceOp::Max => Some(|x| max(x).into()),
+                    _ => None,
+                };
+                let (x, out) = (x.typed::<f32>(), out.typed());
+                self.float(x, out, f64::from, |x| x as f32, run, threads);
+            }
+            DType::F64 => {
+                self.float(x.typed::<f64>(), out.typed(), |x| x, |x| x, None, threads);
+            }
+            DType::F16 => {
+                let (x, out) = (x.typed(), out.typed());
+                self.float(x, out, f16::to_f64, f16::from_f64, None, threads);
+            }
             DType::BF16 => {
-                self.float(
-                    x.typed(),
-                    out.typed(),
-                    bf16::to_f64,
-                    bf16::from_f64,
-                    threads,
-                );
+                let (x, out) = (x.typed(), out.typed());
+                self.float(x, out, bf16::to_f64, bf16::from_f64, None, threads);
             }
             DType::I64 => {
                 let limits = (i64::MIN, i64::MAX);
@@ -418,7 +451,7 @@ impl Kernel for Reduce {
             DType::I32 => {
                 let limits = (i32::MIN.into(), i32::MAX.into());
                 self.integer(
-                    x.typed(),
+                    x.typed::<i32>(),
                     out.typed(),
                     i64::from,
                     |x| x as i32,
@@ -428,7 +461,7 @@ impl Kernel for Reduce {
             }
             DType::I8 => {
                 self.integer(
-                    x.typed(),
+                    x.typed::<i8>(),
                     out.typed(),
                     i64::from,
                     |x| x as i8,
@@ -438,7 +471,7 @@ impl Kernel for Reduce {
             }
             DType::U8 => {
                 self.integer(
-                    x.typed(),
+                    x.typed::<u8>(),
                     out.typed(),
                     i64::from,
                     |x| x as u8,

@@ -89,16 +89,18 @@ impl Arg1 {
         } else {
             Ordering::Less
         };
-        self.lines.each(|line, at| {
+        let Lines { len, inner, .. } = self.lines;
+        for (line, out) in out.iter_mut().enumerate() {
+            let start = line / inner * len * inner + line % inner;
             let mut best = 0;
-            for i in 1..self.lines.len {
-                let found = order(&x[at(self.lines.len, i)], &x[at(self.lines.len, best)]);
+            for i in 1..len {
+                let found = order(&x[start + i * inner], &x[start + best * inner]);
                 if found == better || self.op.last && found == Ordering::Equal {
                     best = i;
                 }
             }
-            out[line] = best as i64;
-        });
+            *out = best as i64;
+        }
     }
 }
 

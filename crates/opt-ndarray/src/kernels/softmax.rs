@@ -89,9 +89,10 @@ by_isa! {
 }
 
 by_isa! {
-    fn subtract(x: &[f32], shift: f32, out: &mut [f32]) = |_FMA| {
+    /// `x - max - log`, in this order: the sum of the two would lose digits of the smaller.
+    fn subtract(x: &[f32], max: f32, log: f32, out: &mut [f32]) = |_FMA| {
         for (out, &x) in out.iter_mut().zip(x) {
-            *out = x - shift;
+            *out = x - max - log;
         }
     }
 }
@@ -166,7 +167,7 @@ impl Softmax {
             for (x, out) in x.chunks_exact(len).zip(out.chunks_exact_mut(len)) {
                 let max = largest(x);
                 if self.log {
-                    subtract(x, max + exp_sum(x, max).ln(), out);
+                    subtract(x, max, exp_sum(x, max).ln(), out);
                 } else {
                     let sum = exp_to(x, max, out);
                     scale(out, 1.0 / sum);

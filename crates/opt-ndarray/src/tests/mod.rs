@@ -1,5 +1,8 @@
 //! Whole graphs: variables, assignments, errors, fusion, threads.
 
+mod fusion;
+mod kernels;
+
 use opt_core::{Backend, CompileSpec, DType, ErrorKind, GraphBuilder, Tensor, TensorType};
 
 use crate::NdarrayBackend;
@@ -64,14 +67,14 @@ fn weights_that_are_set_are_packed_again() {
         .unwrap();
     let (mut s, mut other) = (exe.session().unwrap(), exe.session().unwrap());
     let x = f32s(&[3, 2], &[1., 2., 3., 4., 5., 6.]);
-    assert_eq!(s.run(&[x.clone()]).unwrap()[0], x);
+    assert_eq!(s.run(std::slice::from_ref(&x)).unwrap()[0], x);
     s.set_variable(w, &f32s(&[2, 2], &[0., 1., 1., 0.]))
         .unwrap();
     assert_eq!(
-        s.run(&[x.clone()]).unwrap()[0],
+        s.run(std::slice::from_ref(&x)).unwrap()[0],
         f32s(&[3, 2], &[2., 1., 4., 3., 6., 5.])
     );
-    assert_eq!(other.run(&[x.clone()]).unwrap()[0], x);
+    assert_eq!(other.run(std::slice::from_ref(&x)).unwrap()[0], x);
     let wrong = s.set_variable(w, &f32s(&[4], &[0.; 4])).unwrap_err();
     assert_eq!(wrong.path().next(), Some("w"));
 }
@@ -113,7 +116,7 @@ fn wrong_inputs_are_named() {
 }
 
 /// The kernels that a graph compiles to.
-fn kernels(graph: &opt_core::Graph) -> Vec<String> {
+fn steps(graph: &opt_core::Graph) -> Vec<String> {
     let exe = NdarrayBackend::new()
         .threads(1)
         .compile(graph, &CompileSpec::new())
@@ -135,7 +138,7 @@ fn bias_and_activation_become_part_of_the_product() {
     let y = b.sigmoid(y).unwrap();
     b.output("y", y).unwrap();
     let graph = b.finish().unwrap();
-    assert_eq!(kernels(&graph), ["matmul+relu+sigmoid"]);
+    assert_eq!(steps(&graph), ["matmul+relu+sigmoid"]);
     let x: Vec<f32> = (0..12).map(|i| i as f32 * 0.3 - 1.5).collect();
     let out = NdarrayBackend::new()
         .threads(1)
@@ -194,7 +197,7 @@ fn adam(n: usize) -> (opt_core::Graph, [opt_core::ValueId; 3]) {
 fn an_adam_update_is_one_kernel() {
     let n = 1500;
     let (graph, [p, m, v]) = adam(n);
-    assert_eq!(kernels(&graph).len(), 1, "{:?}", kernels(&graph));
+    assert_eq!(steps(&graph).len(), 1, "{:?}", steps(&graph));
     let exe = NdarrayBackend::new()
         .threads(1)
         .compile(&graph, &CompileSpec::new())
@@ -231,7 +234,7 @@ fn programs_do_not_reach_around_other_steps() {
     let z = b.add(y, e).unwrap();
     b.output("z", z).unwrap();
     let graph = b.finish().unwrap();
-    assert_eq!(kernels(&graph), ["exp", "reducesum", "mul+add"]);
+    assert_eq!(steps(&graph), ["exp", "reducesum", "mul+add"]);
     let out = NdarrayBackend::new()
         .threads(1)
         .run_once(&graph, &[f32s(&[3], &[0., 1., 2.])])
@@ -254,7 +257,7 @@ fn constants_are_folded() {
     b.output("y", y).unwrap();
     b.output("c", c).unwrap();
     let graph = b.finish().unwrap();
-    assert_eq!(kernels(&graph), ["add"]);
+    assert_eq!(steps(&graph), ["add"]);
     let out = NdarrayBackend::new()
         .threads(1)
         .run_once(&graph, &[f32s(&[2, 2], &[0.; 4])])
