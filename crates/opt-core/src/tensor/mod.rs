@@ -674,7 +674,13 @@ mod tests {
         let x = Tensor::zeros(DType::F32, [2, 3]).unwrap();
         assert!(x.transpose(&[0, 0]).is_err());
         assert!(x.slice(1, 2, 4).is_err());
-        assert!(x.slice(1, 3, 3).unwrap().as_slice::<f32>().unwrap().is_empty());
+        assert!(
+            x.slice(1, 3, 3)
+                .unwrap()
+                .as_slice::<f32>()
+                .unwrap()
+                .is_empty()
+        );
         assert!(x.reshape([5]).is_err());
         assert!(x.broadcast_to([3, 3]).is_err());
         assert!(Tensor::from_buffer(DType::Bool, [1], Buffer::from_slice(&[7u8])).is_err());

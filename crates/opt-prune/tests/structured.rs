@@ -1,0 +1,195 @@
+//! Masked and shrunk graphs compute the same, over random graphs.
+
+use opt_core::ops::{UnaryOp, Window};
+use opt_core::{
+    Backend, Context, DType, Graph, GraphBuilder, Pass, Result, Tensor, TensorType, ValueId,
+};
+use opt_ndarray::NdarrayBackend;
+use opt_prune::{ChannelPrune, Magnitude, Random};
+use proptest::prelude::*;
+
+/// Adds layers with random weights.
+struct Net {
+    b: GraphBuilder,
+    stream: opt_core::random::Philox,
+    count: u64,
+}
+
+impl Net {
+    fn random(&mut self, shape: &[usize]) -> Tensor {
+        self.count += 1;
+        let len = shape.iter().product::<usize>() as u64;
+        let data: Vec<f64> = (0..len)
+            .map(|i| self.stream.normal(self.count, i) * 0.5)
+            .collect();
+        Tensor::from_f64s(DType::F32, shape, &data).unwrap()
+    }
+
+    fn variable(&mut self, shape: &[usize]) -> ValueId {
+        let tensor = self.random(shape);
+        let name = format!("v{}", self.count);
+        self.b.variable(&name, tensor).unwrap()
+    }
+
+    fn channels(&self, x: ValueId) -> usize {
+        self.b.type_of(x).shape[1].fixed().unwrap()
+    }
+
+    fn conv(&mut self, x: ValueId, out: usize, groups: usize) -> ValueId {
+        let per = self.channels(x) / groups;
+        let (w, bias) = (self.variable(&[out, per, 3, 3]), self.variable(&[out]));
+        let window = Window::new(2).pad(1);
+        self.b.conv(x, w, Some(bias), window, groups).unwrap()
+    }
+
+    fn norm(&mut self, x: ValueId) -> ValueId {
+        let c = self.channels(x);
+        let [scale, bias, mean] = [(); 3].map(|()| self.variable(&[c]));
+        self.count += 1;
+        let name = format!("v{}", self.count);
+        let var = Tensor::full(DType::F32, [c], 1.5).unwrap();
+        let var = self.b.variable(&name, var).unwrap();
+        self.b.batch_norm(x, scale, bias, mean, var, 1e-5).unwrap()
+    }
+}
+
+/// A network from a list of block kinds.
+fn network(seed: u64, blocks: &[u8]) -> Graph {
+    let mut net = Net {
+        b: GraphBuilder::new("random"),
+        stream: opt_core::random::Philox::new(seed),
+        count: 0,
+    };
+    let ty = TensorType::new(DType::F32, [2, 3, 4, 4]);
+    let x = net.b.input("x", ty).unwrap();
+    let mut x = net.conv(x, 8, 1);
+    for block in blocks {
+        let c = net.channels(x);
+        x = match block {
+            0 => {
+                let y = net.conv(x, 8, 1);
+                net.b.relu(y).unwrap()
+            }
+            1 => {
+                let y = net.conv(x, c, 1);
+                let y = net.norm(y);
+                let y = net.b.unary(UnaryOp::Sigmoid, y).unwrap();
+                net.b.add(x, y).unwrap()
+            }
+            2 => {
+                let y = net.conv(x, 4, 1);
+                let y = net.b.silu(y).unwrap();
+                net.b.concat(&[y, x], 1).unwrap()
+            }
+            3 => {
+                let y = net.conv(x, c, c);
+                net.norm(y)
+            }
+            4 if c % 2 == 0 => net.conv(x, c, 2),
+            5 => {
+                let parts = net.b.split(x, 1, &[c / 2, c - c / 2]).unwrap();
+                let y = net.b.tanh(parts[1]).unwrap();
+                net.b.concat(&[y, parts[0]], 1).unwrap()
+            }
+            _ => {
+                let y = net.conv(x, c, 1);
+                net.b.softplus(y).unwrap()
+            }
+        };
+    }
+    let pooled = net.b.max_pool(x, 2).unwrap();
+    let flat = net.b.flatten(pooled, 1).unwrap();
+    let width = net.channels(flat);
+    let w1 = net.variable(&[6, width]);
+    let hidden = net.b.matmul_t(flat, w1, false, true).unwrap();
+    let bias = net.variable(&[6]);
+    let hidden = net.b.add(hidden, bias).unwrap();
+    let hidden = net.b.unary(UnaryOp::Sigmoid, hidden).unwrap();
+    let w2 = net.variable(&[3, 6]);
+    let y = net.b.matmul_t(hidden, w2, false, true).unwrap();
+    net.b.output("y", y).unwrap();
+    net.b.finish().unwrap()
+}
+
+fn outputs(graph: &Graph) -> Vec<f64> {
+    let stream = opt_core::random::Philox::new(77);
+    let data: Vec<f64> = (0..96).map(|i| stream.normal(0, i)).collect();
+    let x = Tensor::from_f64s(DType::F32, [2, 3, 4, 4], &data).unwrap();
+    let backend = NdarrayBackend::new().threads(1);
+    backend.run_once(graph, &[x]).unwrap()[0].to_f64s()
+}
+
+fn check(graph: &Graph, prune: &ChannelPrune) -> Result<usize> {
+    let selection = prune.select(graph, 5)?;
+    let (masked, shrunk) = (selection.mask(graph)?, selection.shrink(graph)?);
+    let (a, b) = (outputs(&masked), outputs(&shrunk));
+    for (a, b) in a.iter().zip(&b) {
+        assert!((a - b).abs() <= 1e-5 * (1.0 + a.abs()), "{a} {b}\n{shrunk}");
+    }
+    assert!(selection.is_empty() || shrunk.parameter_count() < graph.parameter_count());
+    Ok(selection.len())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+    #[test]
+    fn masked_and_shrunk_agree(
+        seed in 0u64..1000,
+        blocks in proptest::collection::vec(0u8..7, 0..5),
+        sparsity in 0.1f64..0.9,
+        global: bool,
+    ) {
+        let graph = network(seed, &blocks);
+        let mut prune = ChannelPrune::new(sparsity).criterion(Magnitude::l2());
+        if global {
+            prune = prune.global();
+        }
+        check(&graph, &prune).unwrap();
+        check(&graph, &ChannelPrune::new(sparsity).criterion(Random)).unwrap();
+    }
+}
+
+#[test]
+fn every_kind_of_block_can_shrink() {
+    for block in 0..7 {
+        let graph = network(1, &[block, 0]);
+        assert!(
+            check(&graph, &ChannelPrune::new(0.5)).unwrap() > 2,
+            "block {block}"
+        );
+    }
+}
+
+#[test]
+fn widths_are_met_or_refused() {
+    let graph = network(3, &[0]);
+    let names: Vec<String> = graph
+        .variables()
+        .filter(|(_, v, _)| v.ty().rank() == 4)
+        .map(|(_, v, _)| v.name().to_string())
+        .collect();
+    let mut cx = Context::new();
+    let prune = ChannelPrune::to_widths([(names[0].clone(), 5), (names[1].clone(), 2)]);
+    let (small, _) = prune.apply(graph.clone(), &mut cx).unwrap();
+    let shape = |n: &str| small.type_of(small.find(n).unwrap()).to_string();
+    assert_eq!(shape(&names[0]), "f32[5,3,3,3]");
+    assert_eq!(shape(&names[1]), "f32[2,5,3,3]");
+    for widths in [
+        (names[0].clone(), 0),
+        (names[0].clone(), 9),
+        ("nowhere".into(), 1),
+    ] {
+        let prune = ChannelPrune::to_widths([widths]);
+        assert!(prune.apply(graph.clone(), &mut cx).is_err());
+    }
+}
+
+#[test]
+fn bad_sparsities_are_errors() {
+    let graph = network(1, &[]);
+    for sparsity in [-0.1, 1.1, f64::NAN] {
+        let result = ChannelPrune::new(sparsity).select(&graph, 0);
+        assert!(result.is_err(), "{sparsity}");
+    }
+    assert!(ChannelPrune::new(1.0).select(&graph, 0).is_ok());
+}
