@@ -1,0 +1,104 @@
+//! Writing the QDQ graph.
+
+use std::collections::BTreeMap;
+
+use opt_core::{
+    DType, Error, ErrorKind, Graph, GraphPatch, Report, Result, ResultExt, Tensor, ValueId,
+};
+
+use crate::plan::Plan;
+use crate::scheme::{QParams, Scheme, dequantize_tensor, quantize_tensor};
+
+/// The signal-to-noise ratio of a quantized tensor, in dB.
+fn sqnr(exact: &Tensor, params: &QParams) -> Result<f64> {
+    let back = dequantize_tensor(&quantize_tensor(exact, params)?, params)?;
+    let (mut signal, mut noise) = (0.0, 0.0);
+    for (a, b) in exact.to_f64s().into_iter().zip(back.to_f64s()) {
+        signal += a * a;
+        noise += (a - b) * (a - b);
+    }
+    Ok(if noise == 0.0 {
+        f64::INFINITY
+    } else {
+        10.0 * (signal / noise).log10()
+    })
+}
+
+/// The graph with the plan's layers and activations quantized.
+pub(crate) fn emit(
+    graph: Graph,
+    plan: &Plan,
+    ranges: &BTreeMap<ValueId, QParams>,
+    weights: &Scheme,
+) -> Result<(Graph, Report)> {
+    let original = graph.clone();
+    let content = |v: ValueId| {
+        original
+            .value(v)
+            .tensor()
+            .expect("planned as stored")
+            .clone()
+    };
+    let name = |v: ValueId| original.value(v).name().to_string();
+    let mut patch = GraphPatch::new(graph);
+    let mut report = Report::new(plan.layers.len());
+    let mut constants: BTreeMap<ValueId, (ValueId, ValueId)> = BTreeMap::new();
+    for (&value, origin) in &plan.activations {
+        let params = ranges.get(origin).ok_or_else(|| {
+            Error::new(ErrorKind::Data, "no range is known for this value").at(name(*origin))
+        })?;
+        let (scale, zero) = *constants.entry(*origin).or_insert_with(|| {
+            (
+                patch.named_constant("s", params.scale.clone()),
+                patch.named_constant("z", params.zero_point.clone()),
+            )
+        });
+        let q = patch.quantize(value, scale, zero, None)?;
+        let dq = patch.dequantize(q, scale, zero, None)?;
+        patch.replace(value, dq)?;
+    }
+    for layer in &plan.layers {
+        let exact = content(layer.weight);
+        let params = weights
+            .of_tensor(&exact, layer.axis)
+            .at(|| name(layer.weight))?;
+        report = report.figure(
+            format!("SQNR of {}", name(layer.weight)),
+            sqnr(&exact, &params)?,
+        );
+        let base = name(layer.weight);
+        let q = patch.named_constant(&format!("{base}.q"), quantize_tensor(&exact, &params)?);
+        let scale = patch.named_constant(&format!("{base}.s"), params.scale.clone());
+        let zero = patch.named_constant(&format!("{base}.z"), params.zero_point.clone());
+        let dq = patch.dequantize(q, scale, zero, params.axis)?;
+        patch.replace(layer.weight, dq)?;
+        let Some(bias) = layer.bias else { continue };
+        let input = &ranges[&plan.activations[&layer.input]];
+        let input_scale = input.scale.item()? as f32;
+        let scales: Vec<f32> = params
+            .scale
+            .to_f64s()
+            .into_iter()
+            .map(|s| input_scale * s as f32)
+            .collect();
+        let exact = content(bias);
+        let levels: Vec<i32> = exact
+            .to_f64s()
+            .into_iter()
+            .enumerate()
+            .map(|(i, b)| {
+                let scale = scales[if scales.len() == 1 { 0 } else { i }];
+                (b / f64::from(scale)).round_ties_even() as i32
+            })
+            .collect();
+        let base = name(bias);
+        let shape = params.scale.shape();
+        let q = patch.named_constant(&format!("{base}.q"), Tensor::new(exact.shape(), levels)?);
+        let scale = patch.named_constant(&format!("{base}.s"), Tensor::new(shape, scales)?);
+        let zero = Tensor::zeros(DType::I32, shape)?;
+        let zero = patch.named_constant(&format!("{base}.z"), zero);
+        let dq = patch.dequantize(q, scale, zero, params.axis.map(|_| 0))?;
+        patch.replace(bias, dq)?;
+    }
+    Ok((patch.finish()?, report))
+}

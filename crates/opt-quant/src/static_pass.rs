@@ -1,0 +1,134 @@
+//! Static quantization after training.
+
+use std::collections::BTreeMap;
+
+use opt_core::pass::{FoldBatchNorm, Needs};
+use opt_core::{Context, DType, Error, Graph, Pass, Report, Result, ResultExt, ValueId};
+
+use crate::calibrate::{Calibration, calibrate};
+use crate::emit::emit;
+use crate::observer::ObserverKind;
+use crate::plan::Plan;
+use crate::scheme::{QParams, Scheme};
+
+/// What to quantize and how.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub struct Config {
+    /// The grid of weights; i8, symmetric, per channel at first.
+    pub weights: Scheme,
+    /// The grid of activations; u8, asymmetric, per tensor at first.
+    pub activations: Scheme,
+    /// How ranges of activations are found.
+    pub calibration: Calibration,
+    /// Layers whose weights' names contain one of these stay in float; one that matches nothing
+    /// is an error.
+    pub exclude: Vec<String>,
+}
+
+impl Default for Config {
+    fn default() -> Config {
+        Config {
+            weights: Scheme::weights(),
+            activations: Scheme::activations(),
+            calibration: Calibration::default(),
+            exclude: Vec::new(),
+        }
+    }
+}
+
+impl Config {
+    /// Finds ranges with another observer.
+    #[must_use]
+    pub fn observer(mut self, observer: ObserverKind) -> Config {
+        self.calibration.observer = observer;
+        self
+    }
+
+    /// Leaves out layers whose weights' names contain the pattern.
+    #[must_use]
+    pub fn exclude(mut self, pattern: impl Into<String>) -> Config {
+        self.exclude.push(pattern.into());
+        self
+    }
+
+    /// The grids that exist: 8 bits for activations, 8 or 4 for weights.
+    pub(crate) fn check(&self) -> Result<()> {
+        self.weights.dtype.int_range().at(|| "weights")?;
+        if !matches!(self.activations.dtype, DType::I8 | DType::U8) || self.activations.per_channel
+        {
+            return Err(Error::invalid(
+                "activations are quantized to i8 or u8 with one scale a tensor",
+            ));
+        }
+        Ok(())
+    }
+
+    /// Scales and zero points of the plan's activations.
+    pub(crate) fn ranges(
+        &self,
+        graph: &Graph,
+        plan: &Plan,
+        cx: &Context<'_>,
+    ) -> Result<BTreeMap<ValueId, QParams>> {
+        let data = cx.calibration().or_else(|e| cx.training().map_err(|_| e))?;
+        let backend = cx.backend()?;
+        let origins = plan.origins();
+        let observers = calibrate(graph, &origins, data, backend, &self.calibration)?;
+        let mut out = BTreeMap::new();
+        for (v, observer) in observers {
+            let place = || graph.value(v).name().to_string();
+            let range = observer.range(&self.activations).at(place)?;
+            let params = self.activations.parameters(&[range], None).at(place)?;
+            out.insert(v, params);
+        }
+        Ok(out)
+    }
+}
+
+/// Quantizes convolutions and matrix products after training, by ranges from the context's
+/// calibration examples (its training examples if it has none). Batch normalization is folded
+/// first.
+///
+/// See the [crate's page](crate) for the form of the result.
+#[derive(Debug, Clone, Default)]
+pub struct QuantizeStatic {
+    config: Config,
+}
+
+impl QuantizeStatic {
+    /// 8 bits, weights per channel, activations by their full range.
+    pub fn new() -> QuantizeStatic {
+        QuantizeStatic::default()
+    }
+
+    /// With a configuration.
+    pub fn with(config: Config) -> QuantizeStatic {
+        QuantizeStatic { config }
+    }
+}
+
+impl Pass for QuantizeStatic {
+    fn name(&self) -> &str {
+        "quantize_static"
+    }
+
+    fn config(&self) -> String {
+        format!(
+            "weights = \"{}\"\nactivations = \"{}\"\n",
+            self.config.weights.dtype, self.config.activations.dtype
+        )
+    }
+
+    fn needs(&self) -> Needs {
+        Needs::CALIBRATION
+    }
+
+    fn apply(&self, graph: Graph, cx: &mut Context<'_>) -> Result<(Graph, Report)> {
+        self.config.check()?;
+        let (graph, _) = FoldBatchNorm::fold(graph)?;
+        let plan = Plan::of(&graph, &self.config.exclude)?;
+        let ranges = self.config.ranges(&graph, &plan, cx)?;
+        emit(graph, &plan, &ranges, &self.config.weights)
+    }
+}
