@@ -32,6 +32,7 @@ use std::sync::{Arc, Mutex};
 
 use opt_core::{Backend, CompileSpec, Error, ErrorKind, Executable, Graph, Result};
 
+pub use kernels::int8::IntPath;
 use session::CpuExecutable;
 
 /// Compiles graphs for the processor that it runs on.
@@ -40,6 +41,7 @@ use session::CpuExecutable;
 #[derive(Debug, Clone)]
 pub struct NdarrayBackend {
     threads: usize,
+    int_path: IntPath,
     pool: Arc<Mutex<Option<Arc<rayon::ThreadPool>>>>,
 }
 
@@ -55,6 +57,7 @@ impl NdarrayBackend {
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
         NdarrayBackend {
             threads,
+            int_path: IntPath::Auto,
             pool: Arc::default(),
         }
     }
@@ -66,6 +69,16 @@ impl NdarrayBackend {
         NdarrayBackend {
             threads: threads.max(1),
             pool: Arc::default(),
+            ..self
+        }
+    }
+
+    /// The same with another choice of integer kernels; all give the same results bit for bit.
+    #[must_use]
+    pub fn int_path(self, path: IntPath) -> NdarrayBackend {
+        NdarrayBackend {
+            int_path: path,
+            ..self
         }
     }
 
@@ -100,7 +113,7 @@ impl Backend for NdarrayBackend {
 
     #[tracing::instrument(level = "debug", name = "compile", skip_all, fields(graph = graph.name()))]
     fn compile(&self, graph: &Graph, spec: &CompileSpec) -> Result<Arc<dyn Executable>> {
-        let plan = compile::compile(graph, spec, self.threads)?;
+        let plan = compile::compile(graph, spec, self.threads, self.int_path)?;
         let pool = self.pool(plan.threads)?;
         Ok(Arc::new(CpuExecutable {
             plan: Arc::new(plan),

@@ -161,3 +161,38 @@ fn bad_calibration_is_an_error_at_the_value() {
     let (int8, _) = QuantizeStatic::new().apply(zero, &mut cx).unwrap();
     assert!(run(&int8).iter().all(|v| v.is_finite()));
 }
+
+#[test]
+fn integer_kernels_run_and_all_paths_agree_bit_for_bit() {
+    use opt_ndarray::IntPath;
+    let samples = data(64);
+    let backend = NdarrayBackend::new();
+    let mut cx = Context::new()
+        .with_backend(&backend)
+        .with_calibration(&samples);
+    let (int8, _) = QuantizeStatic::new().apply(cnn(), &mut cx).unwrap();
+    let spec = opt_core::CompileSpec::new().bind("batch", 16);
+    let steps = backend.compile(&int8, &spec).unwrap().steps();
+    let kernels: Vec<&str> = steps.iter().map(|s| s.kernel.as_str()).collect();
+    assert_eq!(
+        kernels,
+        [
+            "quantize",
+            "int conv+requantize",
+            "int conv+requantize",
+            "max pool",
+            "int matmul+dequantize"
+        ]
+    );
+    let x = random(10, &[16, 1, 8, 8], 1.0);
+    let run = |path: IntPath, threads: usize| {
+        let backend = NdarrayBackend::new().threads(threads).int_path(path);
+        backend.run_once(&int8, std::slice::from_ref(&x)).unwrap()[0]
+            .bytes()
+            .unwrap()
+            .to_vec()
+    };
+    let reference = run(IntPath::Portable, 1);
+    assert_eq!(run(IntPath::Auto, 1), reference);
+    assert_eq!(run(IntPath::Auto, 2), reference);
+}

@@ -4,9 +4,11 @@ mod fold;
 mod fuse;
 mod memory;
 pub(crate) mod plan;
+mod qdq;
 
 use opt_core::{CompileSpec, Graph, Result, ResultExt};
 
+use crate::kernels::int8::IntPath;
 use plan::{Ir, Plan};
 
 /// Multiply-adds, or elements, of a whole graph below which it runs on the calling thread:
@@ -14,8 +16,13 @@ use plan::{Ir, Plan};
 const PARALLEL: u64 = 1 << 20;
 
 /// Compiles a graph for a number of threads.
-pub(crate) fn compile(graph: &Graph, spec: &CompileSpec, threads: usize) -> Result<Plan> {
-    compile_with(graph, spec, threads, true)
+pub(crate) fn compile(
+    graph: &Graph,
+    spec: &CompileSpec,
+    threads: usize,
+    ints: IntPath,
+) -> Result<Plan> {
+    compile_with(graph, spec, threads, true, ints)
 }
 
 /// [`compile`], with fusion or without: what the tests compare.
@@ -24,13 +31,17 @@ pub(crate) fn compile_with(
     spec: &CompileSpec,
     threads: usize,
     fusion: bool,
+    ints: IntPath,
 ) -> Result<Plan> {
     let graph = graph.bind(&spec.bindings)?;
     let mut ir = Ir::new(&graph)?;
     let threads = if work(&graph)? < PARALLEL { 1 } else { threads };
     ir.remove_dead();
-    // Matchers of patterns that involve constants, such as quantized weights, come here, before
-    // folding turns the constants into something else and fusion joins the nodes with others.
+    // Before folding, which would dequantize the weights once and for all, and before fusion,
+    // which joins the nodes with others.
+    if fusion {
+        qdq::lower(&mut ir, ints)?;
+    }
     fold::fold(&mut ir)?;
     if fusion {
         fuse::fuse(&mut ir)?;

@@ -27,7 +27,6 @@ pub(crate) enum Kind {
     /// The input, in memory of its own.
     Copy,
     /// Something that the compiler made of several nodes.
-    #[expect(dead_code, reason = "the matcher of integer patterns makes them")]
     Lowered(Arc<dyn Lowered>),
 }
 

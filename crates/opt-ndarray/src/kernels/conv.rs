@@ -11,7 +11,7 @@ mod real;
 use opt_core::ops::{self, UnaryOp, Window};
 use opt_core::{DType, Error, Result, TensorType};
 
-pub(super) use self::columns::Geometry;
+pub(crate) use self::columns::Geometry;
 use self::real::{Packed, Real};
 use super::gemm::Mat;
 use super::{

@@ -4,12 +4,13 @@
 //! [`Kernel`] with everything precomputed that does not depend on the inputs' content.
 
 mod attention;
-mod conv;
+pub(crate) mod conv;
 mod convert;
 mod custom;
 pub(crate) mod elementwise;
 pub(crate) mod gemm;
 mod index;
+pub(crate) mod int8;
 mod lanes;
 mod loss;
 mod math;

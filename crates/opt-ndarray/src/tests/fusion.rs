@@ -12,7 +12,14 @@ use crate::session::CpuExecutable;
 
 /// Runs a graph once, fused or not.
 fn run(graph: &Graph, inputs: &[Tensor], threads: usize, fusion: bool) -> Vec<Tensor> {
-    let plan = compile::compile_with(graph, &CompileSpec::new(), threads, fusion).unwrap();
+    let plan = compile::compile_with(
+        graph,
+        &CompileSpec::new(),
+        threads,
+        fusion,
+        crate::IntPath::Auto,
+    )
+    .unwrap();
     let pool = rayon::ThreadPoolBuilder::new()
         .num_threads(threads)
         .build()
@@ -99,7 +106,7 @@ fn bias_and_activation_become_part_of_the_convolution() {
         let y = b.mul_scalar(y, 2.0).unwrap();
         b.output("y", y).unwrap();
         let graph = b.finish().unwrap();
-        let plan = compile::compile(&graph, &CompileSpec::new(), 1).unwrap();
+        let plan = compile::compile(&graph, &CompileSpec::new(), 1, crate::IntPath::Auto).unwrap();
         let steps: Vec<String> = plan.infos().into_iter().map(|s| s.kernel).collect();
         assert_eq!(steps, ["conv+relu", "mul"]);
         let x = noise(&[2, 4, 6, 6], 3);

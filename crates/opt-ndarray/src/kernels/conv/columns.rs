@@ -6,18 +6,18 @@ use opt_core::ops::Window;
 
 /// How a window lies on an image; one to three spatial axes, padded to three by axes of size 1.
 #[derive(Debug, Clone)]
-pub(in crate::kernels) struct Geometry {
-    pub(in crate::kernels) input: [usize; 3],
-    pub(in crate::kernels) output: [usize; 3],
-    pub(in crate::kernels) kernel: [usize; 3],
-    pub(in crate::kernels) stride: [usize; 3],
-    pub(in crate::kernels) pad: [usize; 3],
-    pub(in crate::kernels) dilation: [usize; 3],
+pub(crate) struct Geometry {
+    pub(crate) input: [usize; 3],
+    pub(crate) output: [usize; 3],
+    pub(crate) kernel: [usize; 3],
+    pub(crate) stride: [usize; 3],
+    pub(crate) pad: [usize; 3],
+    pub(crate) dilation: [usize; 3],
     end_pads: bool,
 }
 
 impl Geometry {
-    pub(in crate::kernels) fn new(
+    pub(crate) fn new(
         input: &[usize],
         output: &[usize],
         kernel: &[usize],
@@ -40,32 +40,32 @@ impl Geometry {
     }
 
     /// Entries of the kernel.
-    pub(in crate::kernels) fn taps(&self) -> usize {
+    pub(crate) fn taps(&self) -> usize {
         self.kernel.iter().product()
     }
 
     /// Pixels of a channel of the input.
-    pub(in crate::kernels) fn input_len(&self) -> usize {
+    pub(crate) fn input_len(&self) -> usize {
         self.input.iter().product()
     }
 
     /// Pixels of a channel of the output.
-    pub(in crate::kernels) fn output_len(&self) -> usize {
+    pub(crate) fn output_len(&self) -> usize {
         self.output.iter().product()
     }
 
     /// Pixels of a row of the output.
-    pub(in crate::kernels) fn row_len(&self) -> usize {
+    pub(crate) fn row_len(&self) -> usize {
         self.output[2]
     }
 
     /// Whether each output pixel is the input pixel at its place.
-    pub(in crate::kernels) fn is_pointwise(&self) -> bool {
+    pub(crate) fn is_pointwise(&self) -> bool {
         self.kernel == [1; 3] && self.stride == [1; 3] && self.pad == [0; 3] && !self.end_pads
     }
 
     /// The output indices on an axis whose input index for a kernel entry is inside the image.
-    pub(in crate::kernels) fn inside(&self, axis: usize, tap: usize) -> Range<usize> {
+    pub(crate) fn inside(&self, axis: usize, tap: usize) -> Range<usize> {
         let shift = tap * self.dilation[axis];
         let (pad, stride) = (self.pad[axis], self.stride[axis]);
         let start = pad.saturating_sub(shift).div_ceil(stride);
@@ -77,7 +77,7 @@ impl Geometry {
     }
 
     /// The input index of an output index that is [inside](Geometry::inside).
-    pub(in crate::kernels) fn source(&self, axis: usize, out: usize, tap: usize) -> usize {
+    pub(crate) fn source(&self, axis: usize, out: usize, tap: usize) -> usize {
         out * self.stride[axis] + tap * self.dilation[axis] - self.pad[axis]
     }
 
@@ -123,7 +123,7 @@ impl Geometry {
     }
 
     /// Lays out the columns: row `(channel, kernel entry)`, column an output pixel.
-    pub(in crate::kernels) fn gather<T: Copy + Default>(
+    pub(crate) fn gather<T: Copy + Default>(
         &self,
         x: &[T],
         channels: usize,
@@ -151,7 +151,7 @@ impl Geometry {
     }
 
     /// Adds the columns to the pixels that [`Geometry::gather`] would take them from.
-    pub(in crate::kernels) fn scatter<T: Copy + std::ops::Add<Output = T>>(
+    pub(crate) fn scatter<T: Copy + std::ops::Add<Output = T>>(
         &self,
         columns: &[T],
         channels: usize,
