@@ -44,5 +44,5 @@ pub use graph::{
 };
 pub use observer::{Event, Observer};
 pub use ops::Op;
-pub use pass::{Context, Needs, Pass, Preserves, Report};
+pub use pass::{Context, Needs, Pass, Pipeline, Preserves, Report};
 pub use tensor::{DType, Element, Tensor};

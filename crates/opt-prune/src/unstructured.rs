@@ -86,6 +86,10 @@ struct Scored {
 }
 
 impl Pass for UnstructuredPrune {
+    fn establishes(&self) -> Vec<opt_core::FactKind> {
+        vec![opt_core::FactKind::Mask]
+    }
+
     fn name(&self) -> &str {
         "unstructured_prune"
     }

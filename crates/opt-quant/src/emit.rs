@@ -24,6 +24,32 @@ fn sqnr(exact: &Tensor, params: &QParams) -> Result<f64> {
     })
 }
 
+/// Weight scales under which the biases fit `i32` at the scale of the products, and keep their
+/// digits in channels whose weights are all zero, where any scale will do.
+fn with_room(
+    scale: &Tensor,
+    weight: &Tensor,
+    axis: usize,
+    bias: &Tensor,
+    input_scale: f64,
+) -> Result<Tensor> {
+    let inner: usize = weight.shape()[axis + 1..].iter().product();
+    let mut zero = vec![true; weight.shape()[axis]];
+    for (i, w) in weight.to_f64s().into_iter().enumerate() {
+        zero[i / inner.max(1) % weight.shape()[axis]] &= w == 0.0;
+    }
+    let mut scales = scale.to_f64s();
+    let per_channel = scales.len() > 1;
+    for (c, b) in bias.to_f64s().into_iter().enumerate() {
+        let s = &mut scales[if per_channel { c } else { 0 }];
+        if b != 0.0 && zero[c] && per_channel {
+            *s = b.abs() / (input_scale * f64::from(1 << 20));
+        }
+        *s = s.max(b.abs() / (input_scale * f64::from(1 << 30)));
+    }
+    Tensor::from_f64s(DType::F32, scale.shape(), &scales)
+}
+
 /// The graph with the plan's layers and activations quantized.
 pub(crate) fn emit(
     graph: Graph,
@@ -59,9 +85,13 @@ pub(crate) fn emit(
     }
     for layer in &plan.layers {
         let exact = content(layer.weight);
-        let params = weights
+        let mut params = weights
             .of_tensor(&exact, layer.axis)
             .at(|| name(layer.weight))?;
+        let input_scale = ranges[&plan.activations[&layer.input]].scale.item()?;
+        if let Some(bias) = layer.bias {
+            params.scale = with_room(&params.scale, &exact, layer.axis, &content(bias), input_scale)?;
+        }
         report = report.figure(
             format!("SQNR of {}", name(layer.weight)),
             sqnr(&exact, &params)?,
@@ -73,8 +103,7 @@ pub(crate) fn emit(
         let dq = patch.dequantize(q, scale, zero, params.axis)?;
         patch.replace(layer.weight, dq)?;
         let Some(bias) = layer.bias else { continue };
-        let input = &ranges[&plan.activations[&layer.input]];
-        let input_scale = input.scale.item()? as f32;
+        let input_scale = input_scale as f32;
         let scales: Vec<f32> = params
             .scale
             .to_f64s()

@@ -107,6 +107,9 @@ impl Scheme {
     /// # Errors
     /// [`ErrorKind::Data`] if it holds NaN or infinities.
     pub fn of_tensor(&self, tensor: &Tensor, axis: usize) -> Result<QParams> {
+        if self.per_channel && tensor.rank() > 0 && axis >= tensor.rank() {
+            return Err(Error::invalid(format!("channel axis {axis} of {tensor:?}")));
+        }
         let data = tensor.to_f64s();
         if let Some(bad) = data.iter().find(|v| !v.is_finite()) {
             return Err(Error::new(ErrorKind::Data, format!("an entry is {bad}")));
@@ -143,6 +146,25 @@ pub struct QParams {
 }
 
 impl QParams {
+    /// Fails unless the parameters go with the tensor.
+    fn check(&self, tensor: &Tensor) -> Result<()> {
+        let count = match self.axis {
+            None => 1,
+            Some(axis) if axis < tensor.rank() => tensor.shape()[axis],
+            Some(axis) => {
+                return Err(Error::invalid(format!("channel axis {axis} of {tensor:?}")));
+            }
+        };
+        if self.scale.len() == count && self.zero_point.len() == count {
+            return Ok(());
+        }
+        Err(Error::shape(format!(
+            "{tensor:?} needs {count} scales and zero points, found {} and {}",
+            self.scale.len(),
+            self.zero_point.len()
+        )))
+    }
+
     fn at(&self, tensor: &Tensor, i: usize) -> usize {
         match self.axis {
             None => 0,
@@ -157,8 +179,13 @@ impl QParams {
 /// `clamp(round_half_even(x / scale) + zero_point)`, in `f32`, as the op has it.
 ///
 /// # Errors
-/// If the parameters' type is no integer grid.
+/// If the parameters' type is no integer grid, they do not go with the tensor's shape, or it holds
+/// NaN or infinities.
 pub fn quantize_tensor(tensor: &Tensor, params: &QParams) -> Result<Tensor> {
+    params.check(tensor)?;
+    if !tensor.is_finite() {
+        return Err(Error::new(ErrorKind::Data, "a tensor to quantize holds NaN or infinity"));
+    }
     let dtype = params.zero_point.dtype();
     let (low, high) = dtype.int_range()?;
     let (scale, zero) = (params.scale.to_f64s(), params.zero_point.to_f64s());
@@ -178,8 +205,9 @@ pub fn quantize_tensor(tensor: &Tensor, params: &QParams) -> Result<Tensor> {
 /// `(q - zero_point) * scale`, in `f32`.
 ///
 /// # Errors
-/// None for parameters that fit the tensor.
+/// If the parameters do not go with the tensor's shape.
 pub fn dequantize_tensor(tensor: &Tensor, params: &QParams) -> Result<Tensor> {
+    params.check(tensor)?;
     let (scale, zero) = (params.scale.to_f64s(), params.zero_point.to_f64s());
     let data: Vec<f64> = tensor
         .to_f64s()

@@ -158,8 +158,10 @@ fn bad_calibration_is_an_error_at_the_value() {
     let mut zero = cnn();
     let dead = Tensor::zeros(DType::F32, [4, 1, 3, 3]).unwrap();
     zero.set_variable(w, dead).unwrap();
+    let exact = run(&zero);
     let (int8, _) = QuantizeStatic::new().apply(zero, &mut cx).unwrap();
-    assert!(run(&int8).iter().all(|v| v.is_finite()));
+    // The biases of the dead channels are all that the next layers see.
+    assert!(relative_error(&exact, &run(&int8)) < 0.02);
 }
 
 #[test]

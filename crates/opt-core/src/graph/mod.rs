@@ -377,6 +377,13 @@ impl Graph {
         Ok(graph)
     }
 
+    /// Removes the inputs, which nothing may read.
+    pub(crate) fn clear_inputs(&mut self) {
+        for id in std::mem::take(&mut self.inputs) {
+            self.values[id.index()] = None;
+        }
+    }
+
     /// Replaces the op of a node; types are inferred by the caller.
     pub(crate) fn set_op(&mut self, node: &Node, op: Op) {
         let found = self

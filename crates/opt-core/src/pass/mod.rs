@@ -1,16 +1,24 @@
 //! Passes: graph in, graph and report out; and how they compose.
 
+mod cse;
+mod dead_code;
 mod fold_batch_norm;
+mod fold_constants;
 mod masks;
 mod mode;
+mod pipeline;
 mod shrink;
 
 use std::collections::BTreeMap;
 use std::fmt;
 
+pub use cse::CommonSubexpressions;
+pub use dead_code::DeadCode;
 pub use fold_batch_norm::FoldBatchNorm;
+pub use fold_constants::FoldConstants;
 pub use masks::enforce_masks;
 pub use mode::{EvalMode, RNG_STEP, TrainMode};
+pub use pipeline::{Pipeline, Registry};
 pub use shrink::{AxisGroup, AxisGroups, AxisMap, shrink};
 
 use crate::data::Dataset;
@@ -315,6 +323,11 @@ pub trait Pass: fmt::Debug + Send + Sync {
     /// Which facts of earlier passes it keeps.
     fn preserves(&self) -> Preserves {
         Preserves::All
+    }
+
+    /// Which kinds of facts it establishes, so that pipelines can check what follows.
+    fn establishes(&self) -> Vec<FactKind> {
+        Vec::new()
     }
 
     /// Applies it.

@@ -1,0 +1,212 @@
+//! The main job on real handwritten digits: train a convolutional network, then prune, distil
+//! and quantize it, and compare what each method and all together make of it.
+//!
+//! `cargo run --release --example compress_digits -- --help` lists the options.
+
+use std::path::PathBuf;
+
+use clap::Parser;
+use opt_core::nn::{BatchNorm, Conv, Linear, ModelBuilder};
+use opt_core::ops::UnaryOp;
+use opt_core::{Backend, Context, Graph, Pipeline, Result};
+use opt_data::{
+    Chain, Csv, Dataset, GaussianNoise, RandomAffine, Scale, TensorDataset, TrainTest, digits,
+    split_stratified,
+};
+use opt_distill::{Distil, SoftTargets};
+use opt_eval::{CompareOptions, LatencyBench, compare};
+use opt_ndarray::NdarrayBackend;
+use opt_prune::{ChannelPrune, PolynomialDecay, PruneRetrain, UnstructuredPrune};
+use opt_quant::{Config, QuantizeAware, QuantizeStatic};
+use opt_train::checkpoint::save_weights;
+use opt_train::{AdamW, Cosine, CrossEntropy, FineTune, ProgressBar, Trainer, Warmup};
+
+/// Trains, prunes, distils and quantizes a network for handwritten digits.
+#[derive(Debug, Parser)]
+struct Options {
+    /// A CSV file (or .csv.gz): pixels, then the label, one image a line; the embedded digits if
+    /// not given.
+    #[arg(long)]
+    data: Option<PathBuf>,
+    /// Channels, height and width of an image of --data.
+    #[arg(long, value_delimiter = ',', default_value = "1,8,8")]
+    shape: Vec<usize>,
+    /// Seed of all that is random.
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Threads to train with; all if not given. Latencies are of one image on one thread.
+    #[arg(long)]
+    threads: Option<usize>,
+    /// Writes the table to a file as JSON.
+    #[arg(long)]
+    json: Option<PathBuf>,
+    /// Writes the models' weights and the table as Markdown to a folder.
+    #[arg(long)]
+    out: Option<PathBuf>,
+}
+
+/// Three convolutions with batch normalization, two poolings, one linear layer.
+fn network(shape: &[usize], classes: usize, seed: u64) -> Result<Graph> {
+    let mut b = ModelBuilder::new("cnn", seed);
+    let mut x = b.batch("x", shape)?;
+    for (name, channels) in [("c1", 36), ("c2", 80), ("c3", 164)] {
+        x = b.layer(name, Conv::new(channels, [3, 3]).pad(1).bias(false), x)?;
+        x = b.layer(&format!("{name}n"), BatchNorm::new(), x)?;
+        x = b.unary(UnaryOp::Relu, x)?;
+        if name != "c1" {
+            x = b.max_pool(x, 2)?;
+        }
+    }
+    let x = b.flatten(x, 1)?;
+    let y = b.layer("fc", Linear::new(classes), x)?;
+    b.output("logits", y)?;
+    b.finish()
+}
+
+/// The channels that the compressed network keeps.
+const WIDTHS: [(&str, usize); 3] = [("c1.", 6), ("c2.", 10), ("c3.", 18)];
+
+fn trainer(options: &Options, task: &str, epochs: u64, lr: f64) -> Result<Trainer> {
+    let schedule = Warmup {
+        steps: 40,
+        then: Cosine::new(lr),
+    };
+    let pixels = options.shape.last().map_or(8.0, |&w| w as f32) / 8.0;
+    let augment = Chain::new()
+        .then(RandomAffine::new(pixels, 10.0, 0.0)?)
+        .then(GaussianNoise::new(0.05)?);
+    Ok(Trainer::new(CrossEntropy, AdamW::default(), schedule)
+        .task(task)
+        .epochs(epochs)
+        .batch_size(64)
+        .seed(options.seed)
+        .augment(augment))
+}
+
+fn load(options: &Options) -> Result<(TrainTest, f32)> {
+    match &options.data {
+        None => Ok((digits()?, 16.0)),
+        Some(path) => {
+            let data = Csv::new().shape(&options.shape).read(path)?;
+            let largest = data.field(0)?.to_f64s().into_iter().fold(0.0, f64::max);
+            Ok((TrainTest::every(&data, 5)?, largest.max(1e-6) as f32))
+        }
+    }
+}
+
+fn main() -> Result<()> {
+    let options = Options::parse();
+    let mut backend = NdarrayBackend::new();
+    if let Some(threads) = options.threads {
+        backend = backend.threads(threads);
+    }
+    let (data, largest) = load(&options)?;
+    let scale = Scale::new(1.0 / largest, 0.0)?;
+    let train = data.train.map(0, &scale)?;
+    let test = data.test.map(0, &scale)?;
+    let classes = train.classes(1)?.max(test.classes(1)?);
+    let (train, validation) = split_stratified(train, 1, 0.1, options.seed)?;
+    println!(
+        "{} training, {} validation and {} test images of {:?}, {classes} classes",
+        train.len(),
+        validation.len(),
+        test.len(),
+        options.shape
+    );
+    let models = build(&options, &backend, &train, &validation, classes)?;
+    report(&options, &models, &test)
+}
+
+/// Trains the teacher and compresses it by each method and by all of them.
+fn build(
+    options: &Options,
+    backend: &dyn Backend,
+    train: &dyn Dataset,
+    validation: &dyn Dataset,
+    classes: usize,
+) -> Result<Vec<(String, Graph)>> {
+    let mut progress = ProgressBar::new();
+    let (teacher, _) = trainer(options, "teacher", 18, 4e-3)?
+        .keep_best()
+        .fit_with(
+            network(&options.shape, classes, options.seed)?,
+            train,
+            Some(validation),
+            backend,
+            &mut progress,
+        )?;
+    let mut run = |pipeline: Pipeline, from: &Graph| -> Result<Graph> {
+        let mut cx = Context::new()
+            .with_backend(backend)
+            .with_training(train)
+            .with_calibration(train)
+            .with_validation(validation)
+            .with_teacher(&teacher)
+            .with_seed(options.seed)
+            .with_observer(&mut progress);
+        Ok(pipeline.run(from.clone(), &mut cx)?.0)
+    };
+    let soft = SoftTargets::default();
+    let distil = |task: &str, epochs: u64, lr: f64| -> Result<Distil> {
+        Ok(Distil::new(soft, trainer(options, task, epochs, lr)?.keep_best()))
+    };
+    let prune = || ChannelPrune::to_widths(WIDTHS);
+
+    let magnitude = PruneRetrain::new(
+        UnstructuredPrune::new(0.9),
+        PolynomialDecay::new(0.0, 0.9)?,
+        4,
+        FineTune(trainer(options, "prune weights", 3, 3e-3)?),
+    );
+    let sparse = run(Pipeline::new().then(magnitude), &teacher)?;
+
+    let tune = FineTune(trainer(options, "prune channels", 25, 1e-2)?.keep_best());
+    let pruned = run(Pipeline::new().then(prune()).then(tune), &teacher)?;
+
+    let int8 = run(Pipeline::new().then(QuantizeStatic::new()), &teacher)?;
+
+    let compress = Pipeline::new()
+        .then(prune())
+        .then(distil("prune + distil", 60, 1.2e-2)?);
+    let small = run(compress, &teacher)?;
+    let aware = QuantizeAware::new(
+        Config::default(),
+        distil("quantization-aware", 15, 3e-3)?,
+    );
+    let last = run(Pipeline::new().then(aware), &small)?;
+    Ok([
+        ("teacher", teacher),
+        ("weights pruned 90 %", sparse),
+        ("channels pruned", pruned),
+        ("int8 after training", int8),
+        ("pruned + distilled", small),
+        ("pruned + distilled + int8", last),
+    ]
+    .map(|(name, graph)| (name.to_string(), graph))
+    .into())
+}
+
+/// Measures the models on the test images and prints and writes the table.
+fn report(options: &Options, models: &[(String, Graph)], test: &TensorDataset) -> Result<()> {
+    let rows: Vec<(&str, &Graph)> = models.iter().map(|(n, g)| (n.as_str(), g)).collect();
+    let single = NdarrayBackend::new().threads(1);
+    let bench = LatencyBench::new();
+    let table = compare(&rows, test, &single, &CompareOptions::new().latency(bench))?;
+    println!("{table}");
+    if let Some(path) = &options.json {
+        std::fs::write(path, table.to_json()?)?;
+    }
+    if let Some(folder) = &options.out {
+        std::fs::create_dir_all(folder)?;
+        std::fs::write(folder.join("comparison.md"), table.to_markdown())?;
+        for (name, graph) in models {
+            let file: String = name
+                .chars()
+                .map(|c| if c.is_alphanumeric() { c } else { '-' })
+                .collect();
+            save_weights(graph, folder.join(format!("{file}.safetensors")))?;
+        }
+    }
+    Ok(())
+}
+
