@@ -148,7 +148,10 @@ fn build(
     };
     let soft = SoftTargets::default();
     let distil = |task: &str, epochs: u64, lr: f64| -> Result<Distil> {
-        Ok(Distil::new(soft, trainer(options, task, epochs, lr)?.keep_best()))
+        Ok(Distil::new(
+            soft,
+            trainer(options, task, epochs, lr)?.keep_best(),
+        ))
     };
     let prune = || ChannelPrune::to_widths(WIDTHS);
 
@@ -169,10 +172,7 @@ fn build(
         .then(prune())
         .then(distil("prune + distil", 60, 1.2e-2)?);
     let small = run(compress, &teacher)?;
-    let aware = QuantizeAware::new(
-        Config::default(),
-        distil("quantization-aware", 15, 3e-3)?,
-    );
+    let aware = QuantizeAware::new(Config::default(), distil("quantization-aware", 15, 3e-3)?);
     let last = run(Pipeline::new().then(aware), &small)?;
     Ok([
         ("teacher", teacher),
@@ -209,4 +209,3 @@ fn report(options: &Options, models: &[(String, Graph)], test: &TensorDataset) -
     }
     Ok(())
 }
-

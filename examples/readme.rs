@@ -31,6 +31,9 @@ fn main() -> Result<()> {
     let (small, _) = compress.run(teacher.clone(), &mut cx)?;
 
     let rows = [("teacher", &teacher), ("compressed", &small)];
-    println!("{}", compare(&rows, &test, &backend, &CompareOptions::new())?);
+    println!(
+        "{}",
+        compare(&rows, &test, &backend, &CompareOptions::new())?
+    );
     Ok(())
 }

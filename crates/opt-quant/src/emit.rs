@@ -90,7 +90,13 @@ pub(crate) fn emit(
             .at(|| name(layer.weight))?;
         let input_scale = ranges[&plan.activations[&layer.input]].scale.item()?;
         if let Some(bias) = layer.bias {
-            params.scale = with_room(&params.scale, &exact, layer.axis, &content(bias), input_scale)?;
+            params.scale = with_room(
+                &params.scale,
+                &exact,
+                layer.axis,
+                &content(bias),
+                input_scale,
+            )?;
         }
         report = report.figure(
             format!("SQNR of {}", name(layer.weight)),

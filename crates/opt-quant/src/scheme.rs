@@ -184,7 +184,10 @@ impl QParams {
 pub fn quantize_tensor(tensor: &Tensor, params: &QParams) -> Result<Tensor> {
     params.check(tensor)?;
     if !tensor.is_finite() {
-        return Err(Error::new(ErrorKind::Data, "a tensor to quantize holds NaN or infinity"));
+        return Err(Error::new(
+            ErrorKind::Data,
+            "a tensor to quantize holds NaN or infinity",
+        ));
     }
     let dtype = params.zero_point.dtype();
     let (low, high) = dtype.int_range()?;

@@ -95,7 +95,10 @@ mod tests {
         let mut cx = Context::new();
         let (merged, report) = CommonSubexpressions.apply(graph, &mut cx).unwrap();
         assert_eq!(report.changed, 3, "a constant, an addition and a ReLU");
-        let names: Vec<_> = merged.nodes().map(|(_, n)| n.op().name().to_string()).collect();
+        let names: Vec<_> = merged
+            .nodes()
+            .map(|(_, n)| n.op().name().to_string())
+            .collect();
         assert_eq!(names.iter().filter(|n| *n == "Random").count(), 2);
         assert_eq!(names.iter().filter(|n| *n == "Relu").count(), 1);
     }

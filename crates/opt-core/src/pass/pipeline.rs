@@ -64,7 +64,10 @@ impl Pipeline {
     /// earlier pass establishes. Both name the pass.
     pub fn check(&self, graph: &Graph, cx: &Context<'_>) -> Result<()> {
         if self.passes.is_empty() {
-            return Err(Error::new(ErrorKind::Pipeline, "the pipeline has no passes"));
+            return Err(Error::new(
+                ErrorKind::Pipeline,
+                "the pipeline has no passes",
+            ));
         }
         let has = cx.available();
         let mut facts: BTreeMap<FactKind, String> = graph
@@ -143,9 +146,8 @@ impl Pipeline {
 
     /// The pipeline as TOML: a table `[[pass]]` with the name and parameters of each.
     pub fn to_toml(&self) -> String {
-        let one = |pass: &Arc<dyn Pass>| {
-            format!("[[pass]]\nname = {:?}\n{}", pass.name(), pass.config())
-        };
+        let one =
+            |pass: &Arc<dyn Pass>| format!("[[pass]]\nname = {:?}\n{}", pass.name(), pass.config());
         self.passes.iter().map(one).collect::<Vec<_>>().join("\n")
     }
 
@@ -159,7 +161,9 @@ impl Pipeline {
         let bad = |m: String| Error::new(ErrorKind::Format, m);
         let table: toml::Table = text.parse().map_err(|e| bad(format!("{e}")))?;
         if let Some(key) = table.keys().find(|k| *k != "pass") {
-            return Err(bad(format!("unknown key `{key}`; a pipeline has `[[pass]]` only")));
+            return Err(bad(format!(
+                "unknown key `{key}`; a pipeline has `[[pass]]` only"
+            )));
         }
         let Some(toml::Value::Array(passes)) = table.get("pass") else {
             return Err(bad("a pipeline has at least one `[[pass]]`".into()));
@@ -182,7 +186,9 @@ impl Pipeline {
                     format!("no pass is named `{name}`; the registry has {known:?}"),
                 )
             })?;
-            pipeline.passes.push(make(&entry.to_string()).at(|| name)?.into());
+            pipeline
+                .passes
+                .push(make(&entry.to_string()).at(|| name)?.into());
         }
         Ok(pipeline)
     }
@@ -332,7 +338,9 @@ mod tests {
     fn graph() -> Graph {
         let mut b = GraphBuilder::new("g");
         let x = b.input("x", TensorType::new(DType::F32, [2])).unwrap();
-        let w = b.variable("w", Tensor::zeros(DType::F32, [2]).unwrap()).unwrap();
+        let w = b
+            .variable("w", Tensor::zeros(DType::F32, [2]).unwrap())
+            .unwrap();
         let y = b.mul(x, w).unwrap();
         b.output("y", y).unwrap();
         b.finish().unwrap()
@@ -361,17 +369,30 @@ mod tests {
         let p = Pipeline::new;
         assert_eq!(kind(p(), &graph()), Err(ErrorKind::Pipeline));
         assert_eq!(kind(p().then(needy), &graph()), Err(ErrorKind::Pipeline));
-        assert_eq!(kind(p().then(breaker.clone()).then(masks.clone()), &graph()), Ok(()));
+        assert_eq!(
+            kind(p().then(breaker.clone()).then(masks.clone()), &graph()),
+            Ok(())
+        );
         let wrong = p().then(masks).then(breaker.clone());
         assert_eq!(kind(wrong.clone(), &graph()), Err(ErrorKind::FactViolated));
-        assert_eq!(kind(p().then(wrong), &graph()), Ok(()), "inner pipelines check themselves");
-        assert_eq!(kind(p().then(breaker), &masked), Err(ErrorKind::FactViolated));
+        assert_eq!(
+            kind(p().then(wrong), &graph()),
+            Ok(()),
+            "inner pipelines check themselves"
+        );
+        assert_eq!(
+            kind(p().then(breaker), &masked),
+            Err(ErrorKind::FactViolated)
+        );
     }
 
     #[test]
     fn runs_are_logged_and_no_effect_is_an_error() {
         let mut cx = Context::new();
-        let (out, reports) = Pipeline::new().then(Fake::default()).run(graph(), &mut cx).unwrap();
+        let (out, reports) = Pipeline::new()
+            .then(Fake::default())
+            .run(graph(), &mut cx)
+            .unwrap();
         assert_eq!((out.log().len(), reports.len()), (1, 1));
         let idle = Pipeline::new().then(Fake {
             changed: 0,

@@ -1,0 +1,128 @@
+//! Optimizers against PyTorch's, over 50 steps (`xtask/oracle/optimizers.py`).
+
+use opt_core::Backend;
+use opt_core::{CompileSpec, DType, GraphBuilder, Tensor, TensorType};
+use opt_ndarray::NdarrayBackend;
+use opt_train::{
+    Adagrad, Adam, AdamW, GradientDescent, Mse, Optimizer, RmsProp, Sgd, StepOptions, Supervised,
+    training_graph,
+};
+use serde_json::Value;
+
+/// The optimizer and learning rate of a setting of the script.
+fn setting(name: &str) -> (Box<dyn Optimizer>, f32) {
+    match name {
+        "gradient_descent" => (Box::new(GradientDescent), 0.05),
+        "sgd_decay" => {
+            let sgd = Sgd {
+                weight_decay: 0.1,
+                ..Sgd::default()
+            };
+            (Box::new(sgd), 0.05)
+        }
+        "momentum" => (Box::new(Sgd::momentum(0.9)), 0.02),
+        "momentum_dampening" => {
+            let sgd = Sgd {
+                dampening: 0.3,
+                ..Sgd::momentum(0.8)
+            };
+            (Box::new(sgd), 0.05)
+        }
+        "nesterov" => (Box::new(Sgd::nesterov(0.9)), 0.02),
+        "rmsprop" => (Box::new(RmsProp::default()), 0.01),
+        "rmsprop_centered" => {
+            let rms = RmsProp {
+                alpha: 0.9,
+                centered: true,
+                momentum: 0.5,
+                weight_decay: 0.01,
+                ..RmsProp::default()
+            };
+            (Box::new(rms), 0.01)
+        }
+        "adagrad" => (Box::new(Adagrad::default()), 0.1),
+        "adagrad_decay" => {
+            let adagrad = Adagrad {
+                lr_decay: 0.05,
+                initial_accumulator: 0.1,
+                ..Adagrad::default()
+            };
+            (Box::new(adagrad), 0.1)
+        }
+        "adam" => (Box::new(Adam::default()), 0.02),
+        "adam_decay" => {
+            let adam = Adam {
+                beta1: 0.8,
+                beta2: 0.95,
+                weight_decay: 0.1,
+                ..Adam::default()
+            };
+            (Box::new(adam), 0.02)
+        }
+        "adamw" => {
+            let adamw = AdamW {
+                weight_decay: 0.1,
+                ..AdamW::default()
+            };
+            (Box::new(adamw), 0.02)
+        }
+        other => panic!("the script has a setting `{other}` that the test does not know"),
+    }
+}
+
+fn numbers(value: &Value) -> Vec<f32> {
+    let list = value.as_array().expect("a list");
+    list.iter()
+        .map(|v| v.as_f64().expect("a number") as f32)
+        .collect()
+}
+
+#[test]
+fn trajectories_equal_pytorchs() {
+    let golden: Value =
+        serde_json::from_str(include_str!("golden/optimizers.json")).expect("golden JSON");
+    let x = Tensor::new([12, 5], numbers(&golden["x"])).unwrap();
+    let y = Tensor::new([12, 3], numbers(&golden["y"])).unwrap();
+    let settings = golden["settings"].as_object().expect("settings");
+    assert_eq!(settings.len(), 12);
+    for (name, expected) in settings {
+        let (optimizer, lr) = setting(name);
+        let mut b = GraphBuilder::new("linear");
+        let input = b.input("x", TensorType::new(DType::F32, [12, 5])).unwrap();
+        let start = Tensor::new([3, 5], numbers(&golden["w"])).unwrap();
+        let w = b.variable("w", start).unwrap();
+        let out = b.matmul_t(input, w, false, true).unwrap();
+        b.output("y", out).unwrap();
+        let step = training_graph(
+            &b.finish().unwrap(),
+            &Supervised(Mse),
+            optimizer.as_ref(),
+            &StepOptions::default(),
+        )
+        .unwrap();
+        let backend = NdarrayBackend::new().threads(1);
+        let mut session = backend
+            .compile(&step, &CompileSpec::new())
+            .unwrap()
+            .session()
+            .unwrap();
+        for (i, loss) in numbers(&expected["losses"]).into_iter().enumerate() {
+            let inputs = [x.clone(), y.clone(), Tensor::scalar(lr)];
+            let found = session.run(&inputs).unwrap()[0].item().unwrap() as f32;
+            let error = (found - loss).abs() / loss.abs();
+            assert!(
+                error < 1e-5,
+                "{name}, step {i}: loss {found} against {loss}"
+            );
+        }
+        let found = session.variable(w).unwrap().to_vec::<f32>().unwrap();
+        let expected = numbers(&expected["w"]);
+        let norm = expected.iter().map(|v| v * v).sum::<f32>().sqrt();
+        for (found, expected) in found.iter().zip(&expected) {
+            assert!(
+                (found - expected).abs() < 1e-5 * norm,
+                "{name}: {found} against {expected}"
+            );
+        }
+    }
+}
