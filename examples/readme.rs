@@ -21,7 +21,7 @@ fn main() -> Result<()> {
 
     let distil = Distil::new(SoftTargets::default(), trainer);
     let compress = Pipeline::new()
-        .then(ChannelPrune::new(0.8))
+        .then(ChannelPrune::new(0.5))
         .then(distil.clone())
         .then(QuantizeAware::new(Config::default(), distil));
     let mut cx = Context::new()

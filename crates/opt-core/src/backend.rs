@@ -83,10 +83,8 @@ pub fn bindings_of(graph: &Graph, inputs: &[Tensor]) -> Result<Bindings> {
         }
         for (dim, &size) in value.ty().shape.dims().iter().zip(tensor.shape()) {
             match dim {
-                Dim::Symbol(s) => {
-                    if *bindings.entry(s.clone()).or_insert(size) != size {
-                        return Err(fail());
-                    }
+                Dim::Symbol(s) if *bindings.entry(s.clone()).or_insert(size) != size => {
+                    return Err(fail());
                 }
                 Dim::Fixed(n) if *n != size => return Err(fail()),
                 _ => {}

@@ -64,7 +64,7 @@ impl Philox {
         let radius = (-2.0 * (1.0 - self.uniform(step, pair)).ln()).sqrt();
         let angle = std::f64::consts::TAU * self.uniform(step, pair + 1);
         radius
-            * if index % 2 == 0 {
+            * if index.is_multiple_of(2) {
                 angle.cos()
             } else {
                 angle.sin()

@@ -85,7 +85,7 @@ fn network(seed: u64, blocks: &[u8]) -> Graph {
                 let y = net.conv(x, c, c);
                 net.norm(y)
             }
-            4 if c % 2 == 0 => net.conv(x, c, 2),
+            4 if c.is_multiple_of(2) => net.conv(x, c, 2),
             5 => {
                 let parts = net.b.split(x, 1, &[c / 2, c - c / 2]).unwrap();
                 let y = net.b.tanh(parts[1]).unwrap();

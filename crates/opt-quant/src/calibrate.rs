@@ -73,13 +73,13 @@ pub fn calibrate(
     for batch in indices.chunks(options.batch_size) {
         let mut fields = data.batch(batch)?;
         fields.truncate(watched.inputs().len());
-        if !sessions.contains_key(&batch.len()) {
+        if let std::collections::btree_map::Entry::Vacant(e) = sessions.entry(batch.len()) {
             let mut spec = CompileSpec::new();
             if let Some(symbol) = &symbol {
                 spec.bindings.insert(symbol.clone(), batch.len());
             }
             let session = backend.compile(&watched, &spec)?.session()?;
-            sessions.insert(batch.len(), session);
+            e.insert(session);
         }
         let session = sessions.get_mut(&batch.len()).expect("inserted above");
         for ((name, v), tensor) in outputs.iter().zip(session.run(&fields)?) {

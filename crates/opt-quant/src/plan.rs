@@ -8,7 +8,6 @@ use opt_core::{Error, ErrorKind, Graph, NodeId, Result, ValueId};
 /// A convolution or matrix product to quantize.
 #[derive(Debug, Clone)]
 pub(crate) struct Layer {
-    pub(crate) name: String,
     pub(crate) input: ValueId,
     pub(crate) weight: ValueId,
     /// The weight's axis of output channels.
@@ -143,7 +142,6 @@ fn layer(
         _ => return None,
     };
     Some(Layer {
-        name: node.name().to_string(),
         input,
         weight,
         axis,

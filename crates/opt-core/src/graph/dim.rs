@@ -205,6 +205,10 @@ impl fmt::Debug for Dim {
 #[derive(Clone, PartialEq, Eq, Hash, Default)]
 pub struct Shape(SmallVec<[Dim; 4]>);
 
+#[expect(
+    clippy::len_without_is_empty,
+    reason = "emptiness is not known of symbolic shapes"
+)]
 impl Shape {
     /// A shape from its dimensions.
     pub fn new(dims: impl IntoIterator<Item = impl Into<Dim>>) -> Shape {

@@ -85,12 +85,14 @@ impl Fact {
             }
             Fact::NmPattern { n, m, axis } => {
                 let shape = content.shape();
-                if *axis >= shape.len() || *m == 0 || shape[*axis] % m != 0 {
+                if *axis >= shape.len() || *m == 0 || !shape[*axis].is_multiple_of(*m) {
                     return violated(format!("{n}:{m} along axis {axis} of shape {shape:?}"));
                 }
                 let inner: usize = shape[axis + 1..].iter().product();
                 let size = shape[*axis];
-                for start in (0..data.len()).filter(|i| (i / inner.max(1)) % size % m == 0) {
+                for start in
+                    (0..data.len()).filter(|i| ((i / inner.max(1)) % size).is_multiple_of(*m))
+                {
                     let nz = (0..*m).filter(|k| data[start + k * inner] != 0.0).count();
                     if nz > *n {
                         return violated(format!("{nz} non-zeros in the run of {m} at {start}"));

@@ -91,7 +91,7 @@ impl Layout {
     /// The types of a gradient op: inputs, then gradients by the outputs.
     fn infer_grad(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>> {
         let outputs = 1 + self.states;
-        let split = inputs.len().checked_sub(outputs).unwrap_or_default();
+        let split = inputs.len().saturating_sub(outputs);
         let (forward, grads) = inputs.split_at(split);
         let types = self.infer(forward)?;
         if types != grads {
