@@ -65,8 +65,8 @@ fn inference(c: &mut Criterion) {
 fn training(c: &mut Criterion) {
     let model = zoo::lenet_300_100(784, 10, 0).expect("the network builds");
     let options = StepOptions::default();
-    let step = training_graph(&model, &CrossEntropy, &Adam::default(), &options)
-        .expect("the step builds");
+    let step =
+        training_graph(&model, &CrossEntropy, &Adam::default(), &options).expect("the step builds");
     let spec = CompileSpec::new().bind("batch", 32);
     let executable = NdarrayBackend::new()
         .compile(&step, &spec)
