@@ -200,10 +200,9 @@ fn report(options: &Options, models: &[(String, Graph)], test: &TensorDataset) -
         std::fs::create_dir_all(folder)?;
         std::fs::write(folder.join("comparison.md"), table.to_markdown())?;
         for (name, graph) in models {
-            let file: String = name
-                .chars()
-                .map(|c| if c.is_alphanumeric() { c } else { '-' })
-                .collect();
+            let words = name.split(|c: char| !c.is_alphanumeric());
+            let file: Vec<&str> = words.filter(|w| !w.is_empty()).collect();
+            let file = file.join("-");
             save_weights(graph, folder.join(format!("{file}.safetensors")))?;
         }
     }

@@ -1,0 +1,66 @@
+//! Losses and their gradients against PyTorch's (`xtask/oracle/losses.py`).
+
+use opt_core::autodiff::grad;
+use opt_core::{Backend, DType, GraphBuilder, Tensor, TensorType};
+use opt_ndarray::NdarrayBackend;
+use opt_train::{Bce, CrossEntropy, KlDiv, Loss, Mse, SoftCrossEntropy};
+use serde_json::Value;
+
+fn tensor(value: &Value, dtype: DType) -> Tensor {
+    let list = |v: &Value| v.as_array().expect("a list").clone();
+    let shape: Vec<usize> = list(&value["shape"])
+        .iter()
+        .map(|d| d.as_u64().expect("a size") as usize)
+        .collect();
+    let data: Vec<f64> = list(&value["data"])
+        .iter()
+        .map(|d| d.as_f64().expect("a number"))
+        .collect();
+    Tensor::from_f64s(dtype, shape, &data).expect("as many entries as the shape has")
+}
+
+#[test]
+fn values_and_gradients_equal_pytorchs() {
+    let golden: Value =
+        serde_json::from_str(include_str!("golden/losses.json")).expect("golden JSON");
+    let cases = golden.as_array().expect("a list of cases");
+    assert_eq!(cases.len(), 6);
+    for case in cases {
+        let name = case["loss"].as_str().expect("a name");
+        let loss: &dyn Loss = match name {
+            "cross_entropy" => &CrossEntropy,
+            "soft_cross_entropy" => &SoftCrossEntropy,
+            "mse" => &Mse,
+            "bce" => &Bce,
+            "kl_div" => &KlDiv,
+            other => panic!("the script has a loss `{other}` that the test does not know"),
+        };
+        let prediction = tensor(&case["prediction"], DType::F64);
+        let mut b = GraphBuilder::new(name);
+        let ty = TensorType::new(DType::F64, prediction.shape());
+        let target_type = loss.target_type(&ty).unwrap();
+        let target = tensor(&case["target"], target_type.dtype);
+        let x = b.input("prediction", ty).unwrap();
+        let t = b.input("target", target_type).unwrap();
+        let value = loss.build(&mut b, x, t).unwrap();
+        let gradient = grad(&mut b, value, &[x]).unwrap().of(x).unwrap();
+        b.output("value", value).unwrap();
+        b.output("gradient", gradient).unwrap();
+        let out = NdarrayBackend::new()
+            .run_once(&b.finish().unwrap(), &[prediction, target])
+            .unwrap();
+        let expected = case["value"].as_f64().expect("a number");
+        let found = out[0].item().unwrap();
+        assert!(
+            (found - expected).abs() < 1e-10,
+            "{name}: {found} against {expected}"
+        );
+        let expected = tensor(&case["gradient"], DType::F64).to_f64s();
+        for (found, expected) in out[1].to_f64s().into_iter().zip(expected) {
+            assert!(
+                (found - expected).abs() < 1e-10,
+                "{name}: {found} against {expected}"
+            );
+        }
+    }
+}

@@ -1,0 +1,53 @@
+"""Losses of PyTorch and their gradients by the prediction.
+
+Usage: losses.py OUTPUT_FOLDER
+Writes losses.json.
+"""
+
+import json
+import pathlib
+import sys
+
+import torch
+import torch.nn.functional as F
+
+torch.manual_seed(3)
+torch.set_num_threads(1)
+torch.set_default_dtype(torch.float64)
+cases = []
+
+
+def case(name, loss, prediction, target):
+    prediction = prediction.clone().requires_grad_()
+    value = loss(prediction, target)
+    value.backward()
+    dump = lambda t: {"shape": list(t.shape), "data": t.detach().flatten().tolist()}
+    cases.append(
+        {
+            "loss": name,
+            "prediction": dump(prediction),
+            "target": dump(target),
+            "value": value.item(),
+            "gradient": dump(prediction.grad),
+        }
+    )
+
+
+def main(folder):
+    logits = torch.randn(6, 4) * 3
+    case("cross_entropy", F.cross_entropy, logits, torch.tensor([0, 3, 1, 1, 2, 0]))
+    dense = torch.randn(2, 3, 4)
+    case("cross_entropy", F.cross_entropy, dense, torch.randint(0, 3, (2, 4)))
+    soft = torch.softmax(torch.randn(6, 4), 1)
+    case("soft_cross_entropy", F.cross_entropy, logits, soft)
+    case("mse", F.mse_loss, logits, torch.randn(6, 4))
+    case("bce", F.binary_cross_entropy_with_logits, logits * 10, torch.rand(6, 4))
+    soft[0] = torch.tensor([1.0, 0.0, 0.0, 0.0])
+    kl = lambda p, t: F.kl_div(p, t, reduction="batchmean")
+    case("kl_div", kl, torch.log_softmax(logits, 1), soft)
+    path = pathlib.Path(folder) / "losses.json"
+    path.write_text(json.dumps(cases, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
