@@ -17,7 +17,7 @@ Developer commands.
 
 cargo xtask test [--skip-oracle]
     Everything that has to pass: formatting, lints, the golden files against the Python
-    libraries they come from, tests, doc tests, documentation, release examples. Sets up .venv
+    libraries they come from, tests, doc tests, documentation, release examples, the main job. Sets up .venv
     with what the oracle scripts need (--skip-oracle leaves Python out).
 
 cargo xtask golden --check
@@ -99,6 +99,10 @@ fn test(options: &[&str]) -> Result {
     runner.run(
         "release examples",
         cargo(["build", "--release", "--workspace", "--examples"]),
+    )?;
+    runner.run(
+        "main job",
+        cargo(["run", "--release", "--example", "compress_digits"]),
     )?;
     runner.summary();
     Ok(())

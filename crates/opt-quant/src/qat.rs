@@ -151,6 +151,10 @@ impl Pass for PrepareQat {
         "prepare_qat"
     }
 
+    fn config(&self) -> String {
+        self.config.to_toml()
+    }
+
     fn needs(&self) -> Needs {
         Needs::CALIBRATION
     }
@@ -170,6 +174,10 @@ impl Pass for ConvertQat {
         "convert_qat"
     }
 
+    fn config(&self) -> String {
+        self.config.to_toml()
+    }
+
     fn apply(&self, graph: Graph, _: &mut Context<'_>) -> Result<(Graph, Report)> {
         let (graph, ranges) = strip(graph, &self.config)?;
         let plan = Plan::of(&graph, &self.config.exclude)?;
@@ -183,10 +191,7 @@ impl Pass for QuantizeAware {
     }
 
     fn config(&self) -> String {
-        format!(
-            "weights = \"{}\"\nactivations = \"{}\"\n",
-            self.config.weights.dtype, self.config.activations.dtype
-        )
+        self.config.to_toml()
     }
 
     fn needs(&self) -> Needs {

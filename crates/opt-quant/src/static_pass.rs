@@ -52,6 +52,28 @@ impl Config {
         self
     }
 
+    /// The configuration as TOML, for logs.
+    pub(crate) fn to_toml(&self) -> String {
+        let scheme = |name: &str, s: &Scheme| {
+            format!(
+                "{name} = {{ dtype = \"{}\", symmetric = {}, per_channel = {} }}\n",
+                s.dtype, s.symmetric, s.per_channel
+            )
+        };
+        let Calibration {
+            observer,
+            batch_size,
+            max_examples,
+        } = self.calibration;
+        format!(
+            "{}{}observer = \"{observer:?}\"\nbatch_size = {batch_size}\n\
+             max_examples = {max_examples}\nexclude = {:?}\n",
+            scheme("weights", &self.weights),
+            scheme("activations", &self.activations),
+            self.exclude
+        )
+    }
+
     /// The grids that exist: 8 bits for activations, 8 or 4 for weights.
     pub(crate) fn check(&self) -> Result<()> {
         self.weights.dtype.int_range().at(|| "weights")?;
@@ -114,10 +136,7 @@ impl Pass for QuantizeStatic {
     }
 
     fn config(&self) -> String {
-        format!(
-            "weights = \"{}\"\nactivations = \"{}\"\n",
-            self.config.weights.dtype, self.config.activations.dtype
-        )
+        self.config.to_toml()
     }
 
     fn needs(&self) -> Needs {
