@@ -2,10 +2,11 @@
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
+use std::io::Write;
 use std::path::Path;
 
 use opt_core::tensor::Buffer;
-use opt_core::{DType, Error, ErrorKind, Graph, Result, ResultExt, Tensor, ValueKind};
+use opt_core::{DType, Error, ErrorKind, Graph, Result, ResultExt, Tensor, TensorType, ValueKind};
 use safetensors::{Dtype, SafeTensors, View};
 use serde::{Deserialize, Serialize};
 
@@ -107,7 +108,10 @@ fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
     let mut temporary = path.as_os_str().to_owned();
     temporary.push(format!(".{}.tmp", std::process::id()));
     let write = || -> std::io::Result<()> {
-        std::fs::write(&temporary, bytes)?;
+        let mut file = std::fs::File::create(&temporary)?;
+        file.write_all(bytes)?;
+        // On disk before the name changes hands, or a power cut leaves an empty file behind it.
+        file.sync_all()?;
         std::fs::rename(&temporary, path)
     };
     write().map_err(|e| {
@@ -163,9 +167,28 @@ fn restored(graph: &Graph, tensors: &BTreeMap<String, Tensor>) -> Result<Graph> 
             Error::new(ErrorKind::Format, "the file has no tensor of this name")
                 .at(value.name().to_string())
         })?;
-        out.set_variable(id, tensor.clone())?;
+        let tensor = unpacked(value.ty(), tensor).at(|| value.name().to_string())?;
+        out.set_variable(id, tensor)?;
     }
     Ok(out)
+}
+
+/// A file's tensor as a variable of a type takes it: the format has no 4-bit dtypes, so that
+/// packed tensors lie there as bytes, and the graph says what they are.
+fn unpacked(ty: &TensorType, tensor: &Tensor) -> Result<Tensor> {
+    if !ty.dtype.is_packed() || tensor.dtype() != DType::U8 {
+        return Ok(tensor.clone());
+    }
+    let shape = ty.shape.fixed()?;
+    let bytes = ty.dtype.bytes(shape.iter().product());
+    if tensor.shape() != [bytes] {
+        return Err(Error::shape(format!(
+            "{ty} takes {bytes} bytes, the file has u8{:?}",
+            tensor.shape()
+        )));
+    }
+    let buffer = Buffer::from_slice(tensor.contiguous().bytes()?);
+    Tensor::from_buffer(ty.dtype, shape, buffer)
 }
 
 fn fnv1a64(parts: impl IntoIterator<Item = impl AsRef<[u8]>>) -> u64 {
@@ -264,6 +287,10 @@ impl Checkpoint {
             .map(|(k, v)| (format!("{BEST}{k}"), v.clone()));
         all.extend(best);
         let state = serde_json::to_string(&self.state).map_err(format_error)?;
+        // Of the tensors as they are stored: that is what reading sees.
+        for tensor in all.values_mut() {
+            *tensor = stored(tensor)?.0;
+        }
         let sum = checksum(&all, &state)?;
         let metadata = HashMap::from([
             ("state".to_string(), state),
@@ -413,6 +440,60 @@ mod tests {
                 );
             }
         }
+    }
+
+    #[test]
+    fn every_dtype_comes_back() {
+        let mut b = GraphBuilder::new("g");
+        for dtype in DType::ALL {
+            let content = Tensor::from_f64s(dtype, [3], &[1.0, 0.0, 1.0]).unwrap();
+            b.variable(&dtype.to_string(), content).unwrap();
+        }
+        let graph = b.finish().unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("w.safetensors");
+        let mut zeros = graph.clone();
+        for (id, _, t) in graph.variables() {
+            let zero = Tensor::zeros(t.dtype(), t.shape()).unwrap();
+            zeros.set_variable(id, zero).unwrap();
+        }
+        save_weights(&graph, &path).unwrap();
+        let mut loaded = zeros.clone();
+        load_weights(&mut loaded, &path).unwrap();
+        assert_eq!(loaded, graph);
+        Checkpoint::new(&graph, 0, 0, &History::default(), None)
+            .write(&path)
+            .unwrap();
+        let read = Checkpoint::read(&path).unwrap();
+        assert_eq!(read.restore(&zeros).unwrap(), graph);
+        // Another length than the packed tensor's is refused.
+        let mut b = GraphBuilder::new("g");
+        let longer = Tensor::zeros(DType::I4, [9]).unwrap();
+        b.variable(&DType::I4.to_string(), longer).unwrap();
+        assert!(read.restore(&b.finish().unwrap()).is_err());
+    }
+
+    #[test]
+    fn losses_come_back_bit_for_bit() {
+        let (graph, _) = checkpoint();
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("c.safetensors");
+        let stream = opt_core::random::Philox::new(4);
+        let epochs = (0..2000).map(|i| Epoch {
+            epoch: i,
+            loss: stream.uniform(0, i) * 10f64.powi((i % 12) as i32 - 8),
+            val_loss: Some(stream.normal(1, i).exp()),
+            val_accuracy: None,
+        });
+        let history = History {
+            epochs: epochs.collect(),
+            best: None,
+        };
+        Checkpoint::new(&graph, 2000, 5, &history, None)
+            .write(&path)
+            .unwrap();
+        let (_, read, _) = Checkpoint::read(&path).unwrap().into_state(&graph).unwrap();
+        assert_eq!(read, history);
     }
 
     #[test]

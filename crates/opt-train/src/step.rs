@@ -136,6 +136,7 @@ pub fn training_graph(
         .iter()
         .map(|&p| gradients.of(p))
         .collect::<Result<Vec<_>>>()?;
+    mask_gradients(&mut b, &parameters, &mut grads)?;
     clip(&mut b, &mut grads, options.clip)?;
     let mut counter = None;
     for (&param, &gradient) in parameters.iter().zip(&grads) {
@@ -259,6 +260,24 @@ fn regularized(
         }
     }
     Ok(loss)
+}
+
+/// Multiplies the gradients of masked parameters by their masks: what is pruned adds neither to
+/// the norm that clipping bounds nor to an optimizer's slots.
+fn mask_gradients(
+    b: &mut GraphBuilder,
+    parameters: &[ValueId],
+    grads: &mut [ValueId],
+) -> Result<()> {
+    for (&param, gradient) in parameters.iter().zip(grads) {
+        let Some(mask) = b.graph().facts().mask(param).cloned() else {
+            continue;
+        };
+        let dtype = b.type_of(*gradient).dtype;
+        let keep = b.named_constant("mask", mask.cast(dtype));
+        *gradient = b.mul(*gradient, keep)?;
+    }
+    Ok(())
 }
 
 fn clip(b: &mut GraphBuilder, grads: &mut [ValueId], clip: Option<Clip>) -> Result<()> {

@@ -126,3 +126,68 @@ fn trajectories_equal_pytorchs() {
         }
     }
 }
+
+#[test]
+fn hyper_parameters_out_of_range_are_errors() {
+    let sgd = Sgd::default();
+    let cases: Vec<(&str, Box<dyn Optimizer>)> = vec![
+        ("Nesterov", Box::new(Sgd::nesterov(0.0))),
+        ("Nesterov", {
+            let dampening = 0.1;
+            Box::new(Sgd {
+                dampening,
+                ..Sgd::nesterov(0.9)
+            })
+        }),
+        ("dampening", {
+            let dampening = f64::NAN;
+            Box::new(Sgd { dampening, ..sgd })
+        }),
+        ("momentum", Box::new(Sgd::momentum(1.0))),
+        ("weight decay", {
+            let weight_decay = -1.0;
+            Box::new(Adam {
+                weight_decay,
+                ..Adam::default()
+            })
+        }),
+        ("beta2", {
+            let beta2 = 1.0;
+            Box::new(Adam {
+                beta2,
+                ..Adam::default()
+            })
+        }),
+        ("weight decay", {
+            let weight_decay = f64::INFINITY;
+            Box::new(RmsProp {
+                weight_decay,
+                ..RmsProp::default()
+            })
+        }),
+        ("initial accumulator", {
+            let initial_accumulator = -0.5;
+            Box::new(Adagrad {
+                initial_accumulator,
+                ..Adagrad::default()
+            })
+        }),
+    ];
+    for (name, optimizer) in cases {
+        let mut b = GraphBuilder::new("linear");
+        let x = b.input("x", TensorType::new(DType::F32, [2, 2])).unwrap();
+        let w = b
+            .variable("w", Tensor::zeros(DType::F32, [2, 2]).unwrap())
+            .unwrap();
+        let y = b.matmul(x, w).unwrap();
+        b.output("y", y).unwrap();
+        let error = training_graph(
+            &b.finish().unwrap(),
+            &Supervised(Mse),
+            optimizer.as_ref(),
+            &StepOptions::default(),
+        )
+        .unwrap_err();
+        assert!(error.to_string().contains(name), "{name}: {error}");
+    }
+}

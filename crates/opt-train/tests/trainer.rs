@@ -241,3 +241,127 @@ fn bad_input_is_an_error_that_says_where() {
         "{error}"
     );
 }
+
+/// A linear model of two weights, and eight examples whose first feature is `first`.
+fn linear(first: f32) -> (Graph, TensorDataset) {
+    let mut b = GraphBuilder::new("linear");
+    let shape = Shape::new([Dim::from("batch"), 2.into()]);
+    let x = b.input("x", TensorType::new(DType::F32, shape)).unwrap();
+    let start = Tensor::new([1, 2], [0.0f32, 0.5]).unwrap();
+    let w = b.variable("w", start).unwrap();
+    let y = b.matmul_t(x, w, false, true).unwrap();
+    b.output("y", y).unwrap();
+    let points: Vec<f32> = (0..8).flat_map(|i| [first, 0.1 * i as f32]).collect();
+    let targets: Vec<f32> = (0..8).map(|i| i as f32).collect();
+    let data = TensorDataset::new(vec![
+        Tensor::new([8, 2], points).unwrap(),
+        Tensor::new([8, 1], targets).unwrap(),
+    ]);
+    (b.finish().unwrap(), data.unwrap())
+}
+
+fn least_squares(lr: f64) -> Trainer {
+    Trainer::new(Supervised(Mse), Sgd::default(), Constant(lr)).batch_size(8)
+}
+
+#[test]
+fn masked_weights_take_no_part_in_the_clipped_norm() {
+    let run = |first| {
+        let (mut graph, data) = linear(first);
+        let w = graph.find("w").unwrap();
+        let mask = Tensor::from_bools([1, 2], [false, true]).unwrap();
+        graph.facts_mut().insert(w, Fact::Mask(mask));
+        let trainer = least_squares(0.01).epochs(1).clip(Clip::Norm(1.0));
+        let (graph, _) = trainer.fit(graph, &data, &NdarrayBackend::new()).unwrap();
+        graph.value(w).tensor().unwrap().to_vec::<f32>().unwrap()
+    };
+    // The gradient of the masked weight is 0 in one, thousands in the other.
+    let (small, huge) = (run(0.0), run(1000.0));
+    assert_eq!(small, huge);
+    assert!((small[1] - 0.51).abs() < 1e-6, "{small:?}");
+}
+
+#[test]
+fn an_infinite_validation_loss_is_an_error() {
+    let (graph, data) = linear(0.0);
+    let (_, validation) = linear(0.0);
+    let far = TensorDataset::new(vec![
+        Tensor::full(DType::F32, [4, 2], 3e38).unwrap(),
+        Tensor::full(DType::F32, [4, 1], -3e38).unwrap(),
+    ])
+    .unwrap();
+    let fit = |validation: &TensorDataset| {
+        least_squares(1e-3).epochs(2).keep_best().fit_with(
+            graph.clone(),
+            &data,
+            Some(validation),
+            &NdarrayBackend::new(),
+            &mut opt_core::observer::Silent,
+        )
+    };
+    fit(&validation).unwrap();
+    let error = fit(&far).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Data);
+    assert!(error.to_string().contains("epoch 0"), "{error}");
+}
+
+#[test]
+fn a_diverged_epoch_leaves_the_last_good_checkpoint() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("c.safetensors");
+    let (graph, data) = linear(1000.0);
+    let backend = NdarrayBackend::new();
+    let good = least_squares(0.0).epochs(1).checkpoint(&path);
+    good.fit(graph.clone(), &data, &backend).unwrap();
+    let before = std::fs::read(&path).unwrap();
+    // The loss of the only step is finite, what it assigns is not.
+    let bad = least_squares(1e38).epochs(1).checkpoint(&path);
+    let error = bad.fit(graph, &data, &backend).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Data);
+    assert!(error.to_string().starts_with("w: "), "{error}");
+    assert_eq!(std::fs::read(&path).unwrap(), before);
+}
+
+#[test]
+fn the_last_partial_batch_can_be_dropped() {
+    let (graph, data) = linear(0.0);
+    let backend = NdarrayBackend::new();
+    let steps = |trainer: Trainer| {
+        let mut last = 0;
+        let mut count = |event: &opt_core::Event| {
+            if let opt_core::Event::Progress { done, .. } = event {
+                last = *done;
+            }
+        };
+        trainer
+            .fit_with(graph.clone(), &data, None, &backend, &mut count)
+            .map(|(_, history)| (last, history.epochs[0].loss))
+    };
+    // At a rate of 0 the loss of an epoch is a mean over the examples it saw.
+    let trainer = least_squares(0.0).epochs(2).batch_size(3);
+    let (kept, loss) = steps(trainer.clone()).unwrap();
+    let (dropped, partial) = steps(trainer.clone().drop_last(true)).unwrap();
+    assert_eq!((kept, dropped), (6, 4));
+    assert_ne!(loss, partial);
+    let error = steps(trainer.batch_size(9).drop_last(true)).unwrap_err();
+    assert!(error.to_string().contains("training data"), "{error}");
+}
+
+#[test]
+fn early_stopping_bounds_any_number_of_epochs() {
+    let (graph, data) = linear(0.0);
+    let trainer = least_squares(0.0)
+        .epochs(u64::MAX)
+        .batch_size(3)
+        .early_stopping(1);
+    let (_, history) = trainer
+        .fit_with(
+            graph,
+            &data,
+            Some(&data),
+            &NdarrayBackend::new(),
+            &mut opt_core::observer::Silent,
+        )
+        .unwrap();
+    assert_eq!((history.epochs.len(), history.best), (3, Some(0)));
+}

@@ -39,6 +39,14 @@ impl Optimizer for Adagrad {
         slots: &mut Slots,
     ) -> Result<ValueId> {
         in_range("lr decay", self.lr_decay, 0.0, f64::INFINITY)?;
+        in_range(
+            "initial accumulator",
+            self.initial_accumulator,
+            0.0,
+            f64::INFINITY,
+        )?;
+        in_range("eps", self.eps, 0.0, f64::INFINITY)?;
+        in_range("weight decay", self.weight_decay, 0.0, f64::INFINITY)?;
         let g = decayed(b, param, grad, self.weight_decay)?;
         let sum = slots.get(b, param, "sum", self.initial_accumulator)?;
         let g2 = b.mul(g, g)?;

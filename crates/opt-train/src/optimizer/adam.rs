@@ -70,6 +70,7 @@ impl Adam {
         in_range("beta1", self.beta1, 0.0, 1.0)?;
         in_range("beta2", self.beta2, 0.0, 1.0)?;
         in_range("eps", self.eps, 0.0, f64::INFINITY)?;
+        in_range("weight decay", self.weight_decay, 0.0, f64::INFINITY)?;
         let dtype = b.type_of(param).dtype;
         let g = decayed(b, param, grad, self.weight_decay)?;
         let m = slots.get(b, param, "exp_avg", 0.0)?;

@@ -43,6 +43,8 @@ impl Optimizer for RmsProp {
     ) -> Result<ValueId> {
         in_range("alpha", self.alpha, 0.0, 1.0)?;
         in_range("momentum", self.momentum, 0.0, 1.0)?;
+        in_range("eps", self.eps, 0.0, f64::INFINITY)?;
+        in_range("weight decay", self.weight_decay, 0.0, f64::INFINITY)?;
         let g = decayed(b, param, grad, self.weight_decay)?;
         let square = slots.get(b, param, "square_avg", 0.0)?;
         let g2 = b.mul(g, g)?;

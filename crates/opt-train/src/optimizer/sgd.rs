@@ -1,6 +1,6 @@
 //! Stochastic gradient descent.
 
-use opt_core::{GraphBuilder, Result, ValueId};
+use opt_core::{Error, GraphBuilder, Result, ValueId};
 
 use super::{Optimizer, Slots, blend, decayed, in_range};
 
@@ -70,6 +70,13 @@ impl Optimizer for Sgd {
     ) -> Result<ValueId> {
         in_range("momentum", self.momentum, 0.0, 1.0)?;
         in_range("weight decay", self.weight_decay, 0.0, f64::INFINITY)?;
+        in_range("dampening", self.dampening, 0.0, f64::INFINITY)?;
+        if self.nesterov && (self.momentum == 0.0 || self.dampening != 0.0) {
+            return Err(Error::invalid(format!(
+                "Nesterov's variant needs a momentum above 0 and no dampening, found {} and {}",
+                self.momentum, self.dampening
+            )));
+        }
         let mut d = decayed(b, param, grad, self.weight_decay)?;
         if self.momentum > 0.0 {
             let buffer = slots.get(b, param, "momentum_buffer", 0.0)?;

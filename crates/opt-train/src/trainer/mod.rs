@@ -55,6 +55,7 @@ pub struct Trainer {
     options: StepOptions,
     epochs: u64,
     batch_size: usize,
+    drop_last: bool,
     seed: u64,
     patience: Option<u64>,
     keep_best: bool,
@@ -78,6 +79,7 @@ impl Trainer {
             options: StepOptions::default(),
             epochs: 10,
             batch_size: 32,
+            drop_last: false,
             seed: 0,
             patience: None,
             keep_best: false,
@@ -105,6 +107,13 @@ impl Trainer {
     #[must_use]
     pub fn batch_size(mut self, size: usize) -> Trainer {
         self.batch_size = size;
+        self
+    }
+
+    /// Leaves out an epoch's last batch where it is smaller than the others; `false` at first.
+    #[must_use]
+    pub fn drop_last(mut self, drop_last: bool) -> Trainer {
+        self.drop_last = drop_last;
         self
     }
 

@@ -227,8 +227,22 @@ pub(super) fn fit(
     }
     let mut steps = Sessions::new(backend, step_graph, symbol.clone());
     let mut eval = Sessions::new(backend, without_lr, symbol);
-    let batches = data.len().div_ceil(trainer.batch_size) as u64;
-    let total = batches * trainer.epochs;
+    let batches = Batches::new(data, trainer.batch_size)?
+        .drop_last(trainer.drop_last)
+        .count_all() as u64;
+    if batches == 0 {
+        return Err(Error::new(
+            ErrorKind::Data,
+            format!(
+                "{} examples make no batch of {}, and smaller ones are dropped",
+                data.len(),
+                trainer.batch_size
+            ),
+        )
+        .at("training data"));
+    }
+    // Early stopping makes any number of epochs a valid bound.
+    let total = batches.saturating_mul(trainer.epochs);
     let mut state = State::default();
     if let Some(path) = &trainer.resume {
         let checkpoint = Checkpoint::read(path)?;
@@ -247,8 +261,10 @@ pub(super) fn fit(
         total,
     });
     for epoch in state.epoch..trainer.epochs {
-        let mut sum = 0.0;
-        let epoch_batches = Batches::new(data, trainer.batch_size)?.shuffled(trainer.seed, epoch);
+        let (mut sum, mut seen) = (0.0, 0);
+        let epoch_batches = Batches::new(data, trainer.batch_size)?
+            .drop_last(trainer.drop_last)
+            .shuffled(trainer.seed, epoch);
         for (i, batch) in epoch_batches.enumerate() {
             let mut inputs = batch?;
             let step = epoch * batches + i as u64;
@@ -271,6 +287,7 @@ pub(super) fn fit(
                 ));
             }
             sum += loss * size as f64;
+            seen += size;
             observer.event(&Event::Progress {
                 done: step + 1,
                 metrics: vec![("loss", loss), ("lr", lr)],
@@ -278,7 +295,7 @@ pub(super) fn fit(
         }
         let mut record = Epoch {
             epoch,
-            loss: sum / data.len() as f64,
+            loss: sum / seen as f64,
             val_loss: None,
             val_accuracy: None,
         };
@@ -290,6 +307,10 @@ pub(super) fn fit(
         let stop = state.record(trainer, record, &mut steps)?;
         if let Some(path) = &trainer.checkpoint {
             let graph = steps.sync()?;
+            // The last good checkpoint stays where this epoch's last update diverged.
+            for (_, value, tensor) in graph.variables() {
+                expect_finite(value.name(), tensor)?;
+            }
             state.checkpoint(trainer, graph).write(path)?;
         }
         if stop {
@@ -305,18 +326,22 @@ pub(super) fn fit(
         _ => steps.sync()?.clone(),
     };
     for (id, tensor) in shared(&trained, &source) {
-        if !tensor.is_finite() {
-            let name = trained.value(id).name().to_string();
-            return Err(Error::new(
-                ErrorKind::Data,
-                "training made this variable NaN or infinite",
-            )
-            .at(name));
-        }
+        expect_finite(trained.value(id).name(), &tensor)?;
         trained.set_variable(id, tensor)?;
     }
     trained.verify()?;
     Ok((trained, state.history))
+}
+
+fn expect_finite(name: &str, tensor: &Tensor) -> Result<()> {
+    if tensor.is_finite() {
+        return Ok(());
+    }
+    Err(Error::new(
+        ErrorKind::Data,
+        "training made this variable NaN or infinite",
+    )
+    .at(name))
 }
 
 fn validate(
@@ -339,7 +364,14 @@ fn validate(
             seen += s;
         }
     }
-    record.val_loss = Some(loss / data.len() as f64);
+    let loss = loss / data.len() as f64;
+    if !loss.is_finite() {
+        return Err(Error::new(
+            ErrorKind::Data,
+            format!("the validation loss is {loss} after epoch {}", record.epoch),
+        ));
+    }
+    record.val_loss = Some(loss);
     if seen > 0 {
         record.val_accuracy = Some(correct as f64 / seen as f64);
     }
