@@ -1,0 +1,4 @@
+//! ONNX and safetensors in and out.
+#![warn(missing_docs)]
+
+mod proto;
