@@ -177,7 +177,7 @@ fn reads_weight(op: &Op, port: Port) -> bool {
     !matches!(
         (op, port),
         (
-            Op::Quantize(_) | Op::Dequantize(_) | Op::FakeQuantize(_),
+            Op::Quantize(_) | Op::Dequantize(_) | Op::DynamicQuantize(_) | Op::FakeQuantize(_),
             Port::Input(1 | 2)
         ) | (Op::BatchNorm(_), Port::Input(3 | 4))
     )

@@ -14,7 +14,9 @@ use crate::{DType, Error, ErrorKind, Result, ResultExt, Tensor};
 #[derive(Debug)]
 pub struct GraphBuilder {
     pub(crate) graph: Graph,
+    /// The names of values.
     names: HashSet<String>,
+    node_names: HashSet<String>,
     counters: HashMap<String, usize>,
     scope: Vec<String>,
 }
@@ -30,11 +32,10 @@ impl GraphBuilder {
 
     /// Goes on with an existing graph; ids stay valid.
     pub fn extend(graph: Graph) -> GraphBuilder {
-        let mut names: HashSet<String> = graph.values().map(|(_, v)| v.name.clone()).collect();
-        names.extend(graph.nodes().map(|(_, n)| n.name.clone()));
         GraphBuilder {
+            names: graph.values().map(|(_, v)| v.name.clone()).collect(),
+            node_names: graph.nodes().map(|(_, n)| n.name.clone()).collect(),
             graph,
-            names,
             counters: HashMap::new(),
             scope: Vec::new(),
         }
@@ -98,20 +99,87 @@ impl GraphBuilder {
         }
     }
 
-    /// A name that is not in use yet, made from `base` within the scope.
-    fn fresh(&mut self, base: &str) -> String {
-        let base = self.scoped(base);
-        if self.names.insert(base.clone()) {
+    /// A name that no value (or node) has yet, made from `base`.
+    fn fresh(&mut self, base: String, of_node: bool) -> String {
+        let names = if of_node {
+            &mut self.node_names
+        } else {
+            &mut self.names
+        };
+        if names.insert(base.clone()) {
             return base;
         }
         let counter = self.counters.entry(base.clone()).or_insert(0);
         loop {
             *counter += 1;
             let name = format!("{base}_{counter}");
-            if self.names.insert(name.clone()) {
+            if names.insert(name.clone()) {
                 return name;
             }
         }
+    }
+
+    /// The number of nodes so far.
+    pub fn node_count(&self) -> usize {
+        self.graph.order.len()
+    }
+
+    /// The nodes added since there were `count` of them.
+    pub fn nodes_since(&self, count: usize) -> Vec<NodeId> {
+        self.graph.order.get(count..).unwrap_or_default().to_vec()
+    }
+
+    /// Gives a node the name `base`, or one that starts with it if that is taken, and its outputs
+    /// the names that [`GraphBuilder::named_node`] would have given them.
+    ///
+    /// # Panics
+    /// If the id is not of this graph.
+    pub fn rename_node(&mut self, node: NodeId, base: &str) {
+        let old = self.graph.node(node).clone();
+        if old.name == base {
+            return;
+        }
+        self.node_names.remove(&old.name);
+        let name = self.fresh(base.to_string(), true);
+        let many = old.outputs.len() > 1;
+        for (index, &value) in old.outputs.iter().enumerate() {
+            let label = if many {
+                format!("{name}:{index}")
+            } else {
+                format!("{name}:out")
+            };
+            let before = self.graph.value(value).name.clone();
+            self.names.remove(&before);
+            let label = self.fresh(label, false);
+            let value = self.graph.values[value.index()].as_mut();
+            value.expect("an output exists").name = label;
+        }
+        let node = self.graph.nodes[node.index()].as_mut();
+        node.expect("it was read above").name = name;
+    }
+
+    /// Gives a value another name, as it is: open scopes are not put before it.
+    ///
+    /// # Errors
+    /// If another value has the name.
+    ///
+    /// # Panics
+    /// If the id is not of this graph.
+    pub fn rename(&mut self, value: ValueId, name: &str) -> Result<()> {
+        let old = self.graph.value(value).name.clone();
+        if old == name {
+            return Ok(());
+        }
+        if !self.names.insert(name.to_string()) {
+            return Err(Error::new(
+                ErrorKind::InvalidGraph,
+                format!("the name `{name}` is taken"),
+            ));
+        }
+        self.names.remove(&old);
+        let value = self.graph.values[value.index()].as_mut();
+        value.expect("it was read above").name = name.to_string();
+        Ok(())
     }
 
     fn claim(&mut self, name: &str) -> Result<String> {
@@ -160,7 +228,8 @@ impl GraphBuilder {
     /// Adds a constant whose name starts with `base`.
     pub fn named_constant(&mut self, base: &str, content: impl Into<Tensor>) -> ValueId {
         let content = content.into();
-        let name = self.fresh(base);
+        let name = self.scoped(base);
+        let name = self.fresh(name, false);
         let ty = TensorType::new(content.dtype(), content.shape());
         self.push_value(name, ty, ValueKind::Constant(content))
     }
@@ -243,7 +312,8 @@ impl GraphBuilder {
             .rules()
             .infer(&types)
             .at(|| format!("{} ({})", self.scoped(base), op.name()))?;
-        let name = self.fresh(base);
+        let name = self.scoped(base);
+        let name = self.fresh(name, true);
         let node = NodeId(u32::try_from(self.graph.nodes.len()).expect("fewer than 2^32 nodes"));
         let many = outputs.len() > 1;
         let mut ids = Vec::with_capacity(outputs.len());
@@ -253,7 +323,7 @@ impl GraphBuilder {
             } else {
                 format!("{name}:out")
             };
-            self.names.insert(label.clone());
+            let label = self.fresh(label, false);
             ids.push(self.push_value(label, ty, ValueKind::Result { node, index }));
         }
         self.graph.nodes.push(Some(Node {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use smallvec::SmallVec;
 
+use super::size::SizeExpr;
 use crate::tensor::Dims;
 use crate::{DType, Error, Result};
 
@@ -38,6 +39,7 @@ impl fmt::Debug for Symbol {
 ///
 /// let n = Dim::from("batch");
 /// assert_eq!(n.mul(3)?.add(1)?.to_string(), "3*batch+1");
+/// assert_eq!(n.times(&"seq".into())?.to_string(), "batch*seq");
 /// assert_eq!(Dim::from(8).fixed()?, 8);
 /// # Ok::<(), opt_core::Error>(())
 /// ```
@@ -48,34 +50,22 @@ pub enum Dim {
     Fixed(usize),
     /// A size bound when the graph is compiled.
     Symbol(Symbol),
-    /// `mul * symbol + add`, with `mul` at least 1 and not the plain symbol.
-    Affine {
-        /// The symbol.
-        symbol: Symbol,
-        /// Its factor.
-        mul: usize,
-        /// What is added.
-        add: isize,
-    },
+    /// A size computed from symbols; never a constant and never a plain symbol, so that equal
+    /// sizes are equal values.
+    Expr(Arc<SizeExpr>),
 }
 
 /// The sizes that symbols are bound to.
 pub type Bindings = BTreeMap<Symbol, usize>;
 
 impl Dim {
-    fn affine(symbol: Symbol, mul: usize, add: isize) -> Dim {
-        match (mul, add) {
-            (0, add) => Dim::Fixed(add.max(0) as usize),
-            (1, 0) => Dim::Symbol(symbol),
-            _ => Dim::Affine { symbol, mul, add },
-        }
-    }
-
-    fn parts(&self) -> (Option<&Symbol>, usize, isize) {
+    /// The size as an expression, to compute with.
+    pub fn expr(&self) -> SizeExpr {
         match self {
-            Dim::Fixed(n) => (None, 0, *n as isize),
-            Dim::Symbol(s) => (Some(s), 1, 0),
-            Dim::Affine { symbol, mul, add } => (Some(symbol), *mul, *add),
+            // A tensor with more than 2^63 entries is refused long before.
+            Dim::Fixed(n) => i64::try_from(*n).unwrap_or(i64::MAX).into(),
+            Dim::Symbol(s) => s.clone().into(),
+            Dim::Expr(e) => (**e).clone(),
         }
     }
 
@@ -105,20 +95,21 @@ impl Dim {
     /// # Errors
     /// On overflow.
     pub fn mul(&self, factor: usize) -> Result<Dim> {
-        let overflow = || Error::shape(format!("{self} times {factor} overflows"));
-        let (symbol, mul, add) = self.parts();
-        let add = isize::try_from(factor)
-            .ok()
-            .and_then(|f| add.checked_mul(f))
-            .ok_or_else(overflow)?;
-        Ok(match symbol {
-            None => Dim::Fixed(add as usize),
-            Some(s) => Dim::affine(
-                s.clone(),
-                mul.checked_mul(factor).ok_or_else(overflow)?,
-                add,
-            ),
-        })
+        self.times(&Dim::Fixed(factor))
+    }
+
+    /// The product of two dimensions.
+    ///
+    /// # Errors
+    /// On overflow, or if the expression becomes very long.
+    pub fn times(&self, other: &Dim) -> Result<Dim> {
+        match (self, other) {
+            (Dim::Fixed(a), Dim::Fixed(b)) => a
+                .checked_mul(*b)
+                .map(Dim::Fixed)
+                .ok_or_else(|| Error::shape(format!("{a} times {b} overflows"))),
+            _ => self.expr().mul(&other.expr())?.dim(),
+        }
     }
 
     /// This dimension plus an offset.
@@ -126,28 +117,40 @@ impl Dim {
     /// # Errors
     /// If a fixed size would become negative, or on overflow.
     pub fn add(&self, offset: isize) -> Result<Dim> {
-        let bad = || Error::shape(format!("{self} plus {offset} is no size"));
-        let (symbol, mul, add) = self.parts();
-        let add = add.checked_add(offset).ok_or_else(bad)?;
-        match symbol {
-            None => usize::try_from(add).map(Dim::Fixed).map_err(|_| bad()),
-            Some(s) => Ok(Dim::affine(s.clone(), mul, add)),
+        match self {
+            Dim::Fixed(n) => n
+                .checked_add_signed(offset)
+                .map(Dim::Fixed)
+                .ok_or_else(|| Error::shape(format!("{self} plus {offset} is no size"))),
+            _ => self.expr().add(&(offset as i64).into())?.dim(),
         }
     }
 
     /// The sum of two dimensions.
     ///
     /// # Errors
-    /// If they have different symbols: only one symbol a dimension can be expressed.
+    /// On overflow, or if the expression becomes very long.
     pub fn plus(&self, other: &Dim) -> Result<Dim> {
-        let ((s, m, a), (t, n, b)) = (self.parts(), other.parts());
-        match (s, t) {
-            (_, None) => self.add(b),
-            (None, _) => other.add(a),
-            (Some(s), Some(t)) if s == t => Ok(Dim::affine(s.clone(), m + n, a + b)),
-            _ => Err(Error::shape(format!(
-                "cannot express {self} + {other}; bind one of them first"
-            ))),
+        match (self, other) {
+            (Dim::Fixed(a), Dim::Fixed(b)) => a
+                .checked_add(*b)
+                .map(Dim::Fixed)
+                .ok_or_else(|| Error::shape(format!("{a} plus {b} overflows"))),
+            _ => self.expr().add(&other.expr())?.dim(),
+        }
+    }
+
+    /// This dimension divided by a number, rounded down.
+    ///
+    /// # Errors
+    /// If the divisor is 0.
+    pub fn div_floor(&self, by: usize) -> Result<Dim> {
+        match self {
+            Dim::Fixed(n) => n
+                .checked_div(by)
+                .map(Dim::Fixed)
+                .ok_or_else(|| Error::shape("a size divided by 0")),
+            _ => self.expr().div_floor(i64::try_from(by).unwrap_or(0))?.dim(),
         }
     }
 
@@ -156,10 +159,10 @@ impl Dim {
     /// # Errors
     /// If the size would be negative.
     pub fn bind(&self, bindings: &Bindings) -> Result<Dim> {
-        let (symbol, mul, add) = self.parts();
-        match symbol.and_then(|s| bindings.get(s)) {
-            None => Ok(self.clone()),
-            Some(&size) => Dim::Fixed(size).mul(mul)?.add(add),
+        match self {
+            Dim::Fixed(_) => Ok(self.clone()),
+            Dim::Symbol(s) => Ok(bindings.get(s).map_or_else(|| self.clone(), |&n| n.into())),
+            Dim::Expr(e) => e.bind(bindings)?.dim(),
         }
     }
 }
@@ -181,16 +184,7 @@ impl fmt::Display for Dim {
         match self {
             Dim::Fixed(n) => write!(f, "{n}"),
             Dim::Symbol(s) => write!(f, "{}", s.as_str()),
-            Dim::Affine { symbol, mul, add } => {
-                if *mul != 1 {
-                    write!(f, "{mul}*")?;
-                }
-                f.write_str(symbol.as_str())?;
-                if *add != 0 {
-                    write!(f, "{add:+}")?;
-                }
-                Ok(())
-            }
+            Dim::Expr(e) => write!(f, "{e}"),
         }
     }
 }
@@ -246,22 +240,14 @@ impl Shape {
         crate::tensor::checked_len(&self.fixed()?)
     }
 
-    /// The number of elements as one dimension (at most one symbolic dimension).
+    /// The number of elements as one dimension.
     ///
     /// # Errors
-    /// If more than one dimension is symbolic, or on overflow.
+    /// On overflow.
     pub fn size(&self) -> Result<Dim> {
         let mut size = Dim::Fixed(1);
         for d in &self.0 {
-            size = match (size.as_fixed(), d.as_fixed()) {
-                (_, Some(n)) => size.mul(n)?,
-                (Some(n), None) => d.mul(n)?,
-                _ => {
-                    return Err(Error::shape(format!(
-                        "the size of {self} has two symbols; bind one of them first"
-                    )));
-                }
-            };
+            size = size.times(d)?;
         }
         Ok(size)
     }

@@ -6,6 +6,7 @@ mod display;
 mod facts;
 mod inline;
 mod patch;
+mod size;
 mod verify;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -16,6 +17,7 @@ pub use dim::{Bindings, Dim, Shape, Symbol, TensorType};
 pub use facts::{Fact, FactKind, Facts};
 pub use inline::Inlined;
 pub use patch::GraphPatch;
+pub use size::SizeExpr;
 
 use crate::ops::Op;
 use crate::{Error, ErrorKind, Result, ResultExt, Tensor};

@@ -18,6 +18,7 @@ mod recurrent;
 mod reduce;
 pub(crate) mod rules;
 mod shape;
+mod sizes;
 mod state;
 #[cfg(test)]
 pub(crate) mod testing;
@@ -33,7 +34,7 @@ pub use loss::SoftmaxCrossEntropy;
 pub use matmul::MatMul;
 pub use norm::{BatchNorm, BatchNormGrad, GroupNorm, InstanceNorm, LayerNorm, RmsNorm};
 pub use pool::{AvgPool, AvgPoolGrad, MaxPool, MaxPoolGrad};
-pub use quant::{Dequantize, FakeQuantize, Quantize};
+pub use quant::{Dequantize, DynamicQuantize, FakeQuantize, Quantize};
 pub use random::{Distribution, Dropout, Random};
 pub use recurrent::{Direction, Gru, GruGrad, Lstm, LstmGrad};
 pub use reduce::{ArgReduce, CumSum, LogSoftmax, Reduce, ReduceOp, Softmax, TopK};
@@ -42,6 +43,7 @@ pub use shape::{
     Concat, Expand, Pad, PadGrad, PadMode, Reshape, Slice, SliceGrad, Split, Squeeze, Tile,
     Transpose, Unsqueeze,
 };
+pub use sizes::{Iota, Sizes};
 pub use state::{Assign, Identity, StopGradient};
 
 macro_rules! ops {
@@ -188,10 +190,16 @@ ops! {
     Quantize,
     /// Integer grid to float.
     Dequantize,
+    /// Float to an integer grid found at run time.
+    DynamicQuantize,
     /// Rounding to a grid, in float.
     FakeQuantize,
     /// Softmax cross-entropy with class indices.
     SoftmaxCrossEntropy,
+    /// Sizes as data.
+    Sizes,
+    /// Counting.
+    Iota,
     /// Nothing.
     Identity,
     /// Nothing forward, no gradient backward.

@@ -29,6 +29,14 @@ pub struct Dequantize {
     pub block: Option<usize>,
 }
 
+/// Quantizes a whole tensor of `f32` to u8 with a scale and zero point found at run time:
+/// outputs are `clamp(round_half_even(x / scale) + zero_point, 0, 255)`, the scale
+/// `(max(x, 0) - min(x, 0)) / 255` and the zero point `clamp(round(-min(x, 0) / scale), 0, 255)`
+/// (scalars). A tensor of zeros has scale 1, an empty one too. No gradient. Source: ONNX
+/// `DynamicQuantizeLinear`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DynamicQuantize;
+
 /// Quantizes and dequantizes in float: `(clamp(round_half_even(x / scale + zero_point), low,
 /// high) - zero_point) * scale`. Inputs: x, scale, zero point, all of one float dtype; scale and
 /// zero point are scalars or `[C]` along `axis`.
@@ -79,6 +87,16 @@ impl GraphBuilder {
         axis: Option<usize>,
     ) -> Result<ValueId> {
         self.op(Dequantize { axis, block: None }, &[q, scale, zero_point])
+    }
+
+    /// Quantizes to u8 with a scale and zero point found at run time; returns the integers, the
+    /// scale and the zero point.
+    ///
+    /// # Errors
+    /// If the input is not `f32`.
+    pub fn dynamic_quantize(&mut self, x: ValueId) -> Result<[ValueId; 3]> {
+        let out = self.node(DynamicQuantize, &[x])?;
+        Ok([out[0], out[1], out[2]])
     }
 
     /// Rounds to the grid of an integer dtype, in float.
@@ -252,6 +270,36 @@ impl OpRules for Dequantize {
 
     fn cost(&self, _: &[TensorType], outputs: &[TensorType]) -> Result<Cost> {
         Cost::elementwise(outputs)
+    }
+}
+
+impl OpRules for DynamicQuantize {
+    fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>> {
+        arity(inputs, 1..=1)?;
+        of_dtype(&inputs[0], DType::F32, "the input")?;
+        Ok(vec![
+            inputs[0].with_dtype(DType::U8),
+            TensorType::new(DType::F32, Shape::default()),
+            TensorType::new(DType::U8, Shape::default()),
+        ])
+    }
+
+    fn vjp(&self, _: &mut Vjp<'_>) -> Result<InputGrads> {
+        Err(no_gradient(
+            "DynamicQuantize",
+            "its output is an integer; train with FakeQuantize",
+        ))
+    }
+
+    fn axes(&self, inputs: &[TensorType], outputs: &[TensorType]) -> AxisRules {
+        AxisRules::broadcast(inputs, &outputs[..1])
+    }
+
+    fn cost(&self, inputs: &[TensorType], _: &[TensorType]) -> Result<Cost> {
+        Ok(Cost {
+            macs: 0,
+            elements: 2 * inputs[0].shape.len()? as u64,
+        })
     }
 }
 

@@ -157,6 +157,8 @@ impl Ir {
             if let Op::Assign(_) = node.op() {
                 ir.assigns.push((inputs[0], inputs[1]));
                 ir.alias[outputs[0]] = ir.alias[inputs[1]];
+            } else if let Some(content) = from_sizes(node.op())? {
+                ir.constants.insert(outputs[0], content);
             } else if is_view(node.op()) {
                 ir.alias[outputs[0]] = ir.alias[inputs[0]];
             } else {
@@ -245,6 +247,16 @@ impl Ir {
         kept.reverse();
         self.steps = kept;
     }
+}
+
+/// The content of an op that depends on sizes alone; they are bound here.
+fn from_sizes(op: &Op) -> Result<Option<Tensor>> {
+    let counts: Vec<i64> = match op {
+        Op::Sizes(op) => op.dims.fixed()?.iter().map(|&n| n as i64).collect(),
+        Op::Iota(op) => (0..op.len.fixed()? as i64).collect(),
+        _ => return Ok(None),
+    };
+    Tensor::new([counts.len()], counts).map(Some)
 }
 
 /// Whether an op gives its first input's bytes under another shape or name.

@@ -158,6 +158,7 @@ pub(crate) fn compile(op: &Op, cx: &CompileCx<'_>) -> Result<Box<dyn Kernel>> {
         Op::Attention(op) => attention::compile_attention(op, cx),
         Op::Quantize(op) => quant::compile_quantize(op, cx),
         Op::Dequantize(op) => quant::compile_dequantize(op, cx),
+        Op::DynamicQuantize(_) => quant::compile_dynamic_quantize(cx),
         Op::FakeQuantize(op) => quant::compile_fake_quantize(op, cx),
         other => Err(Error::unsupported(format!(
             "the CPU backend has no kernel for {}",

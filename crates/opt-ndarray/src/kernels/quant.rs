@@ -284,3 +284,46 @@ pub(crate) fn compile_fake_quantize(
         high: op.high,
     }))
 }
+
+#[derive(Debug)]
+struct DynamicQuantize {
+    threads: usize,
+}
+
+pub(crate) fn compile_dynamic_quantize(cx: &CompileCx<'_>) -> Result<Box<dyn Kernel>> {
+    f32_only(&cx.inputs[0], "dynamic quantization")?;
+    Ok(Box::new(DynamicQuantize {
+        threads: cx.threads,
+    }))
+}
+
+impl Kernel for DynamicQuantize {
+    fn name(&self) -> String {
+        "dynamic_quantize".into()
+    }
+
+    fn run(&self, args: &[Arg<'_>], outs: &mut [Out<'_>], _: &mut RunCx<'_>) -> Result<()> {
+        let x: &[f32] = args[0].typed();
+        // The grid has to hold 0 exactly. NaN compares false and so does not count.
+        let (mut low, mut high) = (0f32, 0f32);
+        for &v in x {
+            low = if v < low { v } else { low };
+            high = if v > high { v } else { high };
+        }
+        let spread = (high - low) / 255.0;
+        let scale = if spread > 0.0 { spread } else { 1.0 };
+        let zero = (-low / scale).round_ties_even().clamp(0.0, 255.0) as i32;
+        let [q, scale_out, zero_out] = outs else {
+            return Err(Error::invalid("dynamic quantization has three outputs"));
+        };
+        scale_out.typed::<f32>()[0] = scale;
+        zero_out.bytes[0] = zero as u8;
+        parallel_chunks(self.threads, q.bytes, 1 << 14, |chunk, out| {
+            let part = &x[chunk << 14..];
+            for (o, &v) in out.iter_mut().zip(part) {
+                *o = grid_point(v, scale, zero, 0, 255) as u8;
+            }
+        });
+        Ok(())
+    }
+}

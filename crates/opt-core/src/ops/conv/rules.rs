@@ -58,8 +58,9 @@ impl Window {
     ) -> Result<Dim> {
         let (begin, end) = (self.pads_begin[axis], self.pads_end[axis]);
         let (stride, extent) = (self.strides[axis], self.extent(axis, kernel)?);
-        if stride == 1 && input.as_fixed().is_none() {
-            return input.add((begin + end) as isize - extent as isize + 1);
+        if input.as_fixed().is_none() && (stride == 1 || !ceil) {
+            let room = input.add((begin + end) as isize - extent as isize)?;
+            return room.div_floor(stride)?.add(1);
         }
         let size = input.fixed()?;
         let room = (size + begin + end).checked_sub(extent).ok_or_else(|| {

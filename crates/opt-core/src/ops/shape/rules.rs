@@ -59,25 +59,7 @@ impl OpRules for Reshape {
         arity(inputs, 1..=1)?;
         let x = &inputs[0];
         let fail = || Error::shape(format!("cannot reshape {x} to {}", self.shape));
-        let same = match (x.shape.size(), self.shape.size()) {
-            (Ok(a), Ok(b)) => a == b,
-            // Two symbols have no product; equal dimensions up to the fixed ones will do.
-            _ => {
-                let parts = |s: &Shape| {
-                    let mut symbols: Vec<Dim> = Vec::new();
-                    let mut fixed = 1usize;
-                    for d in s.dims() {
-                        match d.as_fixed() {
-                            Some(n) => fixed = fixed.saturating_mul(n),
-                            None => symbols.push(d.clone()),
-                        }
-                    }
-                    symbols.sort();
-                    (symbols, fixed)
-                };
-                parts(&x.shape) == parts(&self.shape)
-            }
-        };
+        let same = x.shape.size()? == self.shape.size()?;
         if !same {
             return Err(fail());
         }
