@@ -94,7 +94,8 @@ impl Tensor {
         Ok(tensor)
     }
 
-    /// A tensor over row-major bytes, without a copy.
+    /// A tensor over row-major bytes, without a copy but where a buffer over
+    /// [somebody else's bytes](Buffer::from_owner) is not aligned for the dtype.
     ///
     /// # Errors
     /// If the buffer is shorter than the shape and dtype need, or a `Bool` byte is neither 0 nor 1.
@@ -102,7 +103,8 @@ impl Tensor {
         Tensor::from_shared(dtype, shape, Arc::new(buffer))
     }
 
-    /// A tensor over shared row-major bytes, without a copy; backends use it to hand out results.
+    /// A tensor over shared row-major bytes, without a copy but where they are not aligned for the
+    /// dtype, as in [`Tensor::from_buffer`]; backends use it to hand out results.
     ///
     /// # Errors
     /// As [`Tensor::from_buffer`].
@@ -114,6 +116,11 @@ impl Tensor {
         let shape = shape.as_ref();
         let len = checked_len(shape)?;
         let need = dtype.bytes(len);
+        // Backends read `Tensor::bytes` as elements.
+        let storage = match storage.is_aligned_to(dtype.bits().div_ceil(8)) {
+            true => storage,
+            false => Arc::new(Buffer::from_slice(storage.bytes())),
+        };
         if storage.len() < need {
             return Err(Error::shape(format!(
                 "{dtype}{shape:?} needs {need} bytes, the buffer has {}",
@@ -322,7 +329,7 @@ impl Tensor {
     }
 
     /// The bytes of a contiguous tensor in row-major order (little-endian on every supported
-    /// machine; packed dtypes as stored).
+    /// machine; packed dtypes as stored). They are aligned for the dtype.
     ///
     /// # Errors
     /// If it is not contiguous.
