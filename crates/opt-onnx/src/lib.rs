@@ -1,4 +1,14 @@
 //! ONNX and safetensors in and out.
 #![warn(missing_docs)]
 
+mod import;
+mod mmap;
 mod proto;
+mod source;
+mod tensor;
+mod unsupported;
+
+pub use import::{Importer, NEWEST_OPSET, OLDEST_OPSET, input_names};
+pub use opt_core::{Error, ErrorKind, Result};
+pub use tensor::read_tensor;
+pub use unsupported::{Refused, Unsupported};

@@ -1,0 +1,364 @@
+//! Element-wise operators.
+
+use opt_core::ops::{BinaryOp, UnaryOp};
+use opt_core::{DType, Error, Result, ValueId};
+
+use super::Lower;
+use crate::import::Cx;
+use crate::import::node::{Node, V};
+use crate::tensor;
+
+pub(super) fn find(op: &str) -> Option<Lower> {
+    Some(match op {
+        "Neg" | "Abs" | "Sign" | "Exp" | "Log" | "Sqrt" | "Reciprocal" | "Floor" | "Ceil"
+        | "Round" | "Sin" | "Cos" | "Tan" | "Asin" | "Acos" | "Atan" | "Sinh" | "Cosh"
+        | "Asinh" | "Acosh" | "Atanh" | "Erf" | "Not" | "IsNaN" | "Relu" | "Sigmoid" | "Tanh"
+        | "Mish" | "Softplus" | "Softsign" | "HardSwish" | "BitwiseNot" => plain,
+        "LeakyRelu" | "Elu" | "Celu" | "Selu" | "HardSigmoid" | "ThresholdedRelu" | "Shrink"
+        | "Gelu" | "Swish" => activation,
+        "IsInf" => is_inf,
+        "Add" | "Sub" | "Mul" | "Div" | "And" | "Or" | "Xor" | "Equal" | "Less" | "LessOrEqual"
+        | "Greater" | "GreaterOrEqual" | "PRelu" | "BitwiseAnd" | "BitwiseOr" | "BitwiseXor" => {
+            binary
+        }
+        "Pow" => pow,
+        "Mod" => modulo,
+        "BitShift" => bit_shift,
+        "Max" | "Min" | "Sum" | "Mean" => variadic,
+        "Where" => select,
+        "Clip" => clip,
+        "Cast" => cast,
+        "CastLike" => cast_like,
+        _ => return None,
+    })
+}
+
+fn plain(cx: &mut Cx<'_>, node: &Node<'_>) -> Result<Vec<V>> {
+    let x = cx.x(node, 0)?;
+    let op = match node.op() {
+        "Neg" => UnaryOp::Neg,
+        "Abs" => {
+            // The absolute value of what has no sign.
+            if matches!(cx.b.type_of(x).dtype, DType::U8) {
+                return Ok(vec![node.input(0)?]);
+            }
+            UnaryOp::Abs
+        }
+        "Sign" => UnaryOp::Sign,
+        "Exp" => UnaryOp::Exp,
+        "Log" => UnaryOp::Log,
+        "Sqrt" => UnaryOp::Sqrt,
+        "Reciprocal" => UnaryOp::Reciprocal,
+        "Floor" => UnaryOp::Floor,
+        "Ceil" => UnaryOp::Ceil,
+        "Round" => UnaryOp::Round,
+        "Sin" => UnaryOp::Sin,
+        "Cos" => UnaryOp::Cos,
+        "Tan" => UnaryOp::Tan,
+        "Asin" => UnaryOp::Asin,
+        "Acos" => UnaryOp::Acos,
+        "Atan" => UnaryOp::Atan,
+        "Sinh" => UnaryOp::Sinh,
+        "Cosh" => UnaryOp::Cosh,
+        "Erf" => UnaryOp::Erf,
+        "Not" => UnaryOp::Not,
+        "IsNaN" => UnaryOp::IsNan,
+        "Relu" => {
+            if !cx.b.type_of(x).dtype.is_float() {
+                let zero = cx.like(x, 0.0)?;
+                let y =
+                    cx.b.op(opt_core::ops::Binary { op: BinaryOp::Max }, &[x, zero])?;
+                return Ok(cx.one(y));
+            }
+            UnaryOp::Relu
+        }
+        "Sigmoid" => UnaryOp::Sigmoid,
+        "Tanh" => UnaryOp::Tanh,
+        "Mish" => UnaryOp::Mish,
+        "Softplus" => UnaryOp::Softplus,
+        "Softsign" => UnaryOp::Softsign,
+        "HardSwish" => UnaryOp::HardSwish,
+        other => return Err(Error::unsupported(format!("{other} is not supported yet"))),
+    };
+    let y = cx.b.unary(op, x)?;
+    Ok(cx.one(y))
+}
+
+fn activation(cx: &mut Cx<'_>, node: &Node<'_>) -> Result<Vec<V>> {
+    let x = cx.x(node, 0)?;
+    let op = match node.op() {
+        "LeakyRelu" => UnaryOp::LeakyRelu {
+            alpha: node.float_or("alpha", 0.01)?,
+        },
+        "Elu" => UnaryOp::Elu {
+            alpha: node.float_or("alpha", 1.0)?,
+        },
+        "Celu" => {
+            // celu(x) = alpha * elu(x / alpha) with elu's own alpha 1.
+            let alpha = node.float_or("alpha", 1.0)?;
+            let inner = cx.b.mul_scalar(x, 1.0 / alpha)?;
+            let elu = cx.b.unary(UnaryOp::Elu { alpha: 1.0 }, inner)?;
+            let y = cx.b.mul_scalar(elu, alpha)?;
+            return Ok(cx.one(y));
+        }
+        "Selu" => {
+            const ALPHA: f64 = 1.673_263_242_354_377_2;
+            const GAMMA: f64 = 1.050_700_987_355_480_5;
+            let alpha = node.float_or("alpha", ALPHA)?;
+            let gamma = node.float_or("gamma", GAMMA)?;
+            if (alpha - ALPHA).abs() < 1e-6 && (gamma - GAMMA).abs() < 1e-6 {
+                UnaryOp::Selu
+            } else {
+                let elu = cx.b.unary(UnaryOp::Elu { alpha }, x)?;
+                let y = cx.b.mul_scalar(elu, gamma)?;
+                return Ok(cx.one(y));
+            }
+        }
+        "HardSigmoid" => UnaryOp::HardSigmoid {
+            alpha: node.float_or("alpha", 0.2)?,
+            beta: node.float_or("beta", 0.5)?,
+        },
+        "ThresholdedRelu" => {
+            let alpha = node.float_or("alpha", 1.0)?;
+            let (limit, zero) = (cx.like(x, alpha)?, cx.like(x, 0.0)?);
+            let above = cx.b.greater(x, limit)?;
+            let y = cx.b.select(above, x, zero)?;
+            return Ok(cx.one(y));
+        }
+        "Shrink" => {
+            let (lambd, bias) = (node.float_or("lambd", 0.5)?, node.float_or("bias", 0.0)?);
+            let (high, low) = (cx.like(x, lambd)?, cx.like(x, -lambd)?);
+            let zero = cx.like(x, 0.0)?;
+            let (above, below) = (cx.b.greater(x, high)?, cx.b.less(x, low)?);
+            let (minus, plus) = (cx.b.add_scalar(x, -bias)?, cx.b.add_scalar(x, bias)?);
+            let inner = cx.b.select(below, plus, zero)?;
+            let y = cx.b.select(above, minus, inner)?;
+            return Ok(cx.one(y));
+        }
+        "Gelu" => UnaryOp::Gelu {
+            tanh: match node.text_or("approximate", "none")? {
+                "none" => false,
+                "tanh" => true,
+                other => return Err(Error::unsupported(format!("the approximation `{other}`"))),
+            },
+        },
+        _ => {
+            let alpha = node.float_or("alpha", 1.0)?;
+            if alpha == 1.0 {
+                UnaryOp::Silu
+            } else {
+                let y = swish(cx, x, alpha)?;
+                return Ok(cx.one(y));
+            }
+        }
+    };
+    let y = cx.b.unary(op, x)?;
+    Ok(cx.one(y))
+}
+
+fn swish(cx: &mut Cx<'_>, x: ValueId, alpha: f64) -> Result<ValueId> {
+    let inner = cx.b.mul_scalar(x, alpha)?;
+    let gate = cx.b.sigmoid(inner)?;
+    cx.b.mul(x, gate)
+}
+
+/// A sum with an optional bias, the second input.
+fn biased(cx: &mut Cx<'_>, node: &Node<'_>) -> Result<ValueId> {
+    let x = cx.x(node, 0)?;
+    match cx.maybe_x(node, 1)? {
+        Some(bias) => cx.b.add(x, bias),
+        None => Ok(x),
+    }
+}
+
+pub(super) fn gelu_exact(cx: &mut Cx<'_>, node: &Node<'_>) -> Result<Vec<V>> {
+    let x = biased(cx, node)?;
+    let y = cx.b.gelu(x)?;
+    Ok(cx.one(y))
+}
+
+pub(super) fn gelu_fast(cx: &mut Cx<'_>, node: &Node<'_>) -> Result<Vec<V>> {
+    let x = biased(cx, node)?;
+    let y = cx.b.unary(UnaryOp::Gelu { tanh: true }, x)?;
+    Ok(cx.one(y))
+}
+
+pub(super) fn quick_gelu(cx: &mut Cx<'_>, node: &Node<'_>) -> Result<Vec<V>> {
+    let x = cx.x(node, 0)?;
+    let alpha = node.float_or("alpha", 1.702)?;
+    let y = swish(cx, x, alpha)?;
+    Ok(cx.one(y))
+}
+
+fn is_inf(cx: &mut Cx<'_>, node: &Node<'_>) -> Result<Vec<V>> {
+    let x = cx.x(node, 0)?;
+    let negative = node.flag("detect_negative", true)?;
+    let positive = node.flag("detect_positive", true)?;
+    let infinite = cx.b.unary(UnaryOp::IsInf, x)?;
+    if negative && positive {
+        return Ok(cx.one(infinite));
+    }
+    let zero = cx.like(x, 0.0)?;
+    let side = match (negative, positive) {
+        (true, _) => cx.b.less(x, zero)?,
+        (_, true) => cx.b.greater(x, zero)?,
+        _ => {
+            // Nothing is looked for.
+            let not = cx.b.not(infinite)?;
+            let none = cx.b.and(infinite, not)?;
+            return Ok(cx.one(none));
+        }
+    };
+    let y = cx.b.and(infinite, side)?;
+    Ok(cx.one(y))
+}
+
+pub(super) fn op_of(name: &str) -> Option<BinaryOp> {
+    Some(match name {
+        "Add" | "Sum" | "Mean" => BinaryOp::Add,
+        "Sub" => BinaryOp::Sub,
+        "Mul" => BinaryOp::Mul,
+        "Div" => BinaryOp::Div,
+        "And" => BinaryOp::And,
+        "Or" => BinaryOp::Or,
+        "Xor" => BinaryOp::Xor,
+        "Equal" => BinaryOp::Equal,
+        "Less" => BinaryOp::Less,
+        "LessOrEqual" => BinaryOp::LessOrEqual,
+        "Greater" => BinaryOp::Greater,
+        "GreaterOrEqual" => BinaryOp::GreaterOrEqual,
+        "Max" => BinaryOp::Max,
+        "Min" => BinaryOp::Min,
+        "PRelu" => BinaryOp::PRelu,
+        _ => return None,
+    })
+}
+
+fn apply(cx: &mut Cx<'_>, op: BinaryOp, a: ValueId, b: ValueId) -> Result<ValueId> {
+    cx.b.op(opt_core::ops::Binary { op }, &[a, b])
+}
+
+fn binary(cx: &mut Cx<'_>, node: &Node<'_>) -> Result<Vec<V>> {
+    let (a, b) = (cx.x(node, 0)?, cx.x(node, 1)?);
+    let Some(op) = op_of(node.op()) else {
+        return Err(Error::unsupported(format!(
+            "{} is not supported yet",
+            node.op()
+        )));
+    };
+    let y = apply(cx, op, a, b)?;
+    Ok(cx.one(y))
+}
+
+fn pow(cx: &mut Cx<'_>, node: &Node<'_>) -> Result<Vec<V>> {
+    let (a, b) = (cx.x(node, 0)?, cx.x(node, 1)?);
+    let (base, exponent) = (cx.b.type_of(a).dtype, cx.b.type_of(b).dtype);
+    // The result has the type of the base; the power is taken in a type that holds both.
+    let wide = match (base.is_float(), exponent.is_float()) {
+        (true, _) => base,
+        _ => DType::F64,
+    };
+    let y = if base == exponent && base.is_float() {
+        apply(cx, BinaryOp::Pow, a, b)?
+    } else {
+        let (x, y) = (cx.b.cast(a, wide)?, cx.b.cast(b, wide)?);
+        let power = apply(cx, BinaryOp::Pow, x, y)?;
+        cx.b.cast(power, base)?
+    };
+    Ok(cx.one(y))
+}
+
+fn modulo(cx: &mut Cx<'_>, node: &Node<'_>) -> Result<Vec<V>> {
+    let (a, b) = (cx.x(node, 0)?, cx.x(node, 1)?);
+    if node.flag("fmod", false)? {
+        return Err(Error::unsupported("Mod with fmod = 1 is not supported yet"));
+    }
+    let y = apply(cx, BinaryOp::Mod, a, b)?;
+    Ok(cx.one(y))
+}
+
+fn bit_shift(cx: &mut Cx<'_>, node: &Node<'_>) -> Result<Vec<V>> {
+    let _ = (cx.x(node, 0)?, cx.x(node, 1)?, node.text("direction")?);
+    Err(Error::unsupported("BitShift is not supported yet"))
+}
+
+fn variadic(cx: &mut Cx<'_>, node: &Node<'_>) -> Result<Vec<V>> {
+    let inputs = node.rest(0)?;
+    let mut ids = Vec::with_capacity(inputs.len());
+    for v in inputs {
+        ids.push(cx.id(v)?);
+    }
+    let Some((&first, rest)) = ids.split_first() else {
+        return Err(Error::invalid("there is no input"));
+    };
+    let op = op_of(node.op()).expect("listed in `find`");
+    let mut sum = first;
+    for &x in rest {
+        sum = apply(cx, op, sum, x)?;
+    }
+    if node.op() == "Mean" {
+        sum = cx.b.mul_scalar(sum, 1.0 / ids.len() as f64)?;
+    } else if rest.is_empty() {
+        return Ok(vec![node.input(0)?]);
+    }
+    Ok(cx.one(sum))
+}
+
+fn select(cx: &mut Cx<'_>, node: &Node<'_>) -> Result<Vec<V>> {
+    let (c, a, b) = (cx.x(node, 0)?, cx.x(node, 1)?, cx.x(node, 2)?);
+    let y = cx.b.select(c, a, b)?;
+    Ok(cx.one(y))
+}
+
+fn clip(cx: &mut Cx<'_>, node: &Node<'_>) -> Result<Vec<V>> {
+    let x = cx.x(node, 0)?;
+    let mut y = x;
+    // Attributes up to opset 10, inputs from 11 on.
+    let low = match node.float("min")? {
+        Some(min) => Some(cx.like(x, min)?),
+        None => cx.maybe_x(node, 1)?,
+    };
+    if let Some(low) = low {
+        y = apply(cx, BinaryOp::Max, y, low)?;
+    }
+    let high = match node.float("max")? {
+        Some(max) => Some(cx.like(x, max)?),
+        None => cx.maybe_x(node, 2)?,
+    };
+    if let Some(high) = high {
+        y = apply(cx, BinaryOp::Min, y, high)?;
+    }
+    if y == x {
+        return Ok(vec![node.input(0)?]);
+    }
+    Ok(cx.one(y))
+}
+
+fn convert(cx: &mut Cx<'_>, node: &Node<'_>, to: DType) -> Result<Vec<V>> {
+    let v = node.input(0)?;
+    if cx.dtype(v) == to {
+        return Ok(vec![v]);
+    }
+    let x = cx.id(v)?;
+    let y = cx.b.cast(x, to)?;
+    Ok(cx.one(y))
+}
+
+fn cast(cx: &mut Cx<'_>, node: &Node<'_>) -> Result<Vec<V>> {
+    // Only conversions to 8-bit floats depend on these two.
+    node.int("saturate")?;
+    node.text("round_mode")?;
+    let code = node
+        .int("to")?
+        .ok_or_else(|| Error::invalid("there is no attribute `to`"))?;
+    let to = tensor::dtype(code as i32)?;
+    convert(cx, node, to)
+}
+
+fn cast_like(cx: &mut Cx<'_>, node: &Node<'_>) -> Result<Vec<V>> {
+    node.int("saturate")?;
+    node.text("round_mode")?;
+    let like = node.input(1)?;
+    let to = cx.dtype(like);
+    convert(cx, node, to)
+}
