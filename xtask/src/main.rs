@@ -27,6 +27,10 @@ cargo xtask golden [--into CRATE] [SCRIPT..]
     Runs the oracle scripts (all, or those named, such as `metrics`) and rewrites their golden
     files. A file that no crate has yet goes to the tests/golden folder of CRATE.
 
+cargo xtask onnx-cases DIR
+    Writes the backend test cases of the Python package `onnx` to the new or empty folder DIR, for
+    `cargo xtask onnx-conformance DIR`.
+
 The environment variable PYTHON names the interpreter that makes .venv (default: python3).
 ";
 
@@ -36,6 +40,7 @@ fn main() -> ExitCode {
     let result = match args.as_slice() {
         ["test", options @ ..] => test(options),
         ["golden", options @ ..] => golden(options),
+        ["onnx-cases", folder] => onnx_cases(folder),
         ["help" | "--help" | "-h"] => {
             print!("{HELP}");
             Ok(())
@@ -128,4 +133,9 @@ fn golden(options: &[&str]) -> Result {
     }
     oracle::set_up()?;
     oracle::rewrite(&scripts, into)
+}
+
+fn onnx_cases(folder: &str) -> Result {
+    oracle::set_up()?;
+    oracle::tool("onnx_cases", &[folder])
 }
