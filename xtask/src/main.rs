@@ -31,6 +31,10 @@ cargo xtask onnx-cases DIR
     Writes the backend test cases of the Python package `onnx` to the new or empty folder DIR, for
     `cargo xtask onnx-conformance DIR`.
 
+cargo xtask onnx-check MANIFEST
+    Whether the ONNX files that MANIFEST lists are valid, and ONNX Runtime computes with them what
+    is expected. xtask/oracle/onnx_check.py describes the file.
+
 The environment variable PYTHON names the interpreter that makes .venv (default: python3).
 ";
 
@@ -40,7 +44,8 @@ fn main() -> ExitCode {
     let result = match args.as_slice() {
         ["test", options @ ..] => test(options),
         ["golden", options @ ..] => golden(options),
-        ["onnx-cases", folder] => onnx_cases(folder),
+        ["onnx-cases", folder] => tool("onnx_cases", folder),
+        ["onnx-check", manifest] => tool("onnx_check", manifest),
         ["help" | "--help" | "-h"] => {
             print!("{HELP}");
             Ok(())
@@ -135,7 +140,7 @@ fn golden(options: &[&str]) -> Result {
     oracle::rewrite(&scripts, into)
 }
 
-fn onnx_cases(folder: &str) -> Result {
+fn tool(name: &str, argument: &str) -> Result {
     oracle::set_up()?;
-    oracle::tool("onnx_cases", &[folder])
+    oracle::tool(name, &[argument])
 }
