@@ -27,6 +27,14 @@ cargo xtask golden [--into CRATE] [SCRIPT..]
     Runs the oracle scripts (all, or those named, such as `metrics`) and rewrites their golden
     files. A file that no crate has yet goes to the tests/golden folder of CRATE.
 
+cargo xtask onnx-cases DIR
+    Writes the backend test cases of the Python package `onnx` to the new or empty folder DIR, for
+    `cargo xtask onnx-conformance DIR`.
+
+cargo xtask onnx-check MANIFEST
+    Whether the ONNX files that MANIFEST lists are valid, and ONNX Runtime computes with them what
+    is expected. xtask/oracle/onnx_check.py describes the file.
+
 The environment variable PYTHON names the interpreter that makes .venv (default: python3).
 ";
 
@@ -36,6 +44,8 @@ fn main() -> ExitCode {
     let result = match args.as_slice() {
         ["test", options @ ..] => test(options),
         ["golden", options @ ..] => golden(options),
+        ["onnx-cases", folder] => tool("onnx_cases", folder),
+        ["onnx-check", manifest] => tool("onnx_check", manifest),
         ["help" | "--help" | "-h"] => {
             print!("{HELP}");
             Ok(())
@@ -128,4 +138,9 @@ fn golden(options: &[&str]) -> Result {
     }
     oracle::set_up()?;
     oracle::rewrite(&scripts, into)
+}
+
+fn tool(name: &str, argument: &str) -> Result {
+    oracle::set_up()?;
+    oracle::tool(name, &[argument])
 }

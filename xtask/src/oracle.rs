@@ -1,7 +1,9 @@
 //! The Python libraries that golden files come from.
 //!
-//! A script `xtask/oracle/NAME.py` takes a folder and writes JSON files into it; the committed
-//! copy of each lies in `tests/golden` of the crate that reads it, under the same file name.
+//! A script `xtask/oracle/NAME.py` takes a folder and writes files into it, possibly in folders of
+//! its own; the committed copy of each lies in `tests/golden` of the crate that reads it, under the
+//! same path. JSON files are compared as numbers; of others (models and arrays, whose bytes depend
+//! on the processor and the versions of libraries) only the presence is.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -12,6 +14,9 @@ use crate::{Result, root};
 
 /// How far a number may be from the committed one, relative to `1 + |number|`.
 const TOLERANCE: f64 = 1e-6;
+
+/// Scripts that make no golden files.
+const TOOLS: [&str; 2] = ["onnx_cases", "onnx_check"];
 
 fn venv() -> PathBuf {
     root().join(".venv")
@@ -84,27 +89,39 @@ fn pip(packages: &[&str], options: &[&str]) -> Result {
     run(command.args(options).args(packages))
 }
 
+/// Runs a script that makes no golden files.
+pub(crate) fn tool(name: &str, arguments: &[&str]) -> Result {
+    let script = root().join(format!("xtask/oracle/{name}.py"));
+    run(Command::new(python()).arg(script).args(arguments))
+}
+
 /// Runs the scripts and compares what they write with the committed files.
 pub(crate) fn verify() -> Result {
     let mut made = Vec::new();
     let mut differences = Vec::new();
     for script in scripts()? {
-        for (name, text) in outputs_of(&script)? {
+        for (name, file) in outputs_of(&script)? {
             let Some(committed) = committed(&name)? else {
                 differences.push(format!(
-                    "{name}: no crate has it; commit it with `cargo xtask golden --into CRATE`"
+                    "{}: no crate has it; commit it with `cargo xtask golden --into CRATE`",
+                    name.display()
                 ));
                 continue;
             };
-            let expected = json(&committed, &read(&committed)?)?;
-            match difference(&json(&script, &text)?, &expected, TOLERANCE) {
-                None => println!("{name}: reproduced"),
-                Some(place) => differences.push(format!("{}: {place}", committed.display())),
+            if is_json(&name) {
+                let found = json(&script, &read(&file)?)?;
+                let expected = json(&committed, &read(&committed)?)?;
+                match difference(&found, &expected, TOLERANCE) {
+                    None => println!("{}: reproduced", name.display()),
+                    Some(place) => differences.push(format!("{}: {place}", committed.display())),
+                }
+            } else {
+                println!("{}: there", name.display());
             }
             made.push(committed);
         }
     }
-    for file in all_golden()? {
+    for (_, file) in all_golden()? {
         if !made.contains(&file) {
             differences.push(format!("{}: no script makes it", file.display()));
         }
@@ -133,32 +150,37 @@ pub(crate) fn rewrite(names: &[&str], into: Option<&str>) -> Result {
         if !names.is_empty() && !names.contains(&name.as_str()) {
             continue;
         }
-        for (file, text) in outputs_of(&script)? {
-            let target = match (committed(&file)?, into) {
+        for (name, file) in outputs_of(&script)? {
+            let target = match (committed(&name)?, into) {
                 (Some(target), _) => target,
                 (None, Some(into)) => {
                     let crate_folder = root().join("crates").join(into);
                     if !crate_folder.is_dir() {
                         return Err(format!("no crate {into}"));
                     }
-                    let folder = crate_folder.join("tests/golden");
-                    fs::create_dir_all(&folder)
-                        .map_err(|e| format!("{}: {e}", folder.display()))?;
-                    folder.join(file)
+                    let target = crate_folder.join("tests/golden").join(&name);
+                    if let Some(folder) = target.parent() {
+                        fs::create_dir_all(folder)
+                            .map_err(|e| format!("{}: {e}", folder.display()))?;
+                    }
+                    target
                 }
                 (None, None) => {
-                    return Err(format!("{file} is new: say `--into CRATE` where it goes"));
+                    return Err(format!(
+                        "{} is new: say `--into CRATE` where it goes",
+                        name.display()
+                    ));
                 }
             };
-            fs::write(&target, text).map_err(|e| format!("{}: {e}", target.display()))?;
+            fs::copy(&file, &target).map_err(|e| format!("{}: {e}", target.display()))?;
             println!("wrote {}", target.display());
         }
     }
     Ok(())
 }
 
-/// The files that a script writes, by name.
-fn outputs_of(script: &Path) -> Result<Vec<(String, String)>> {
+/// The files that a script writes: the path below its output folder, and where the file is.
+fn outputs_of(script: &Path) -> Result<Vec<(PathBuf, PathBuf)>> {
     let name = script.file_stem().unwrap_or_default();
     let folder = root().join("target/oracle").join(name);
     if folder.exists() {
@@ -166,40 +188,66 @@ fn outputs_of(script: &Path) -> Result<Vec<(String, String)>> {
     }
     fs::create_dir_all(&folder).map_err(|e| format!("{}: {e}", folder.display()))?;
     run(Command::new(python()).arg(script).arg(&folder))?;
-    let files = list(&folder, "json")?;
-    if files.is_empty() {
+    let files = tree(&folder)?;
+    if !files.iter().any(|(name, _)| is_json(name)) {
         return Err(format!("{} wrote no JSON file", script.display()));
     }
-    let named = |file: &PathBuf| {
-        let name = file.file_name().unwrap_or_default().to_string_lossy();
-        Ok((name.into_owned(), read(file)?))
-    };
-    files.iter().map(named).collect()
+    Ok(files)
 }
 
+/// The scripts that make golden files.
 fn scripts() -> Result<Vec<PathBuf>> {
-    list(&root().join("xtask/oracle"), "py")
+    let mut files = list(&root().join("xtask/oracle"), "py")?;
+    files.retain(|file| {
+        !TOOLS
+            .iter()
+            .any(|tool| file.ends_with(format!("{tool}.py")))
+    });
+    Ok(files)
 }
 
-fn all_golden() -> Result<Vec<PathBuf>> {
+/// The committed files: the path below `tests/golden`, and where the file is.
+fn all_golden() -> Result<Vec<(PathBuf, PathBuf)>> {
     let mut files = Vec::new();
     for entry in entries(&root().join("crates"))? {
         let folder = entry.join("tests/golden");
         if folder.is_dir() {
-            files.extend(list(&folder, "json")?);
+            files.extend(tree(&folder)?);
         }
     }
     Ok(files)
 }
 
 /// The committed file of a name.
-fn committed(name: &str) -> Result<Option<PathBuf>> {
+fn committed(name: &Path) -> Result<Option<PathBuf>> {
     let mut found = all_golden()?;
-    found.retain(|file| file.file_name().is_some_and(|n| n == name));
+    found.retain(|(other, _)| other == name);
     match found.len() {
-        0 | 1 => Ok(found.pop()),
-        _ => Err(format!("two crates have a golden file {name}: {found:?}")),
+        0 | 1 => Ok(found.pop().map(|(_, file)| file)),
+        _ => Err(format!(
+            "two crates have a golden file {}: {found:?}",
+            name.display()
+        )),
     }
+}
+
+fn is_json(file: &Path) -> bool {
+    file.extension().is_some_and(|e| e == "json")
+}
+
+/// The files below a folder, at any depth, with their paths from it.
+fn tree(folder: &Path) -> Result<Vec<(PathBuf, PathBuf)>> {
+    let mut files = Vec::new();
+    let mut open = entries(folder)?;
+    while let Some(path) = open.pop() {
+        if path.is_dir() {
+            open.extend(entries(&path)?);
+        } else if let Ok(name) = path.strip_prefix(folder) {
+            files.push((name.to_path_buf(), path));
+        }
+    }
+    files.sort();
+    Ok(files)
 }
 
 /// The files of an extension in a folder, sorted.
