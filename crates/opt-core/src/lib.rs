@@ -28,6 +28,7 @@ pub mod autodiff;
 pub mod backend;
 pub mod data;
 mod error;
+pub mod file;
 pub mod graph;
 pub mod nn;
 pub mod observer;

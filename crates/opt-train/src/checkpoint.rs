@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::io::Write;
 use std::path::Path;
 
+use opt_core::file::write_atomically;
 use opt_core::tensor::Buffer;
 use opt_core::{DType, Error, ErrorKind, Graph, Result, ResultExt, Tensor, TensorType, ValueKind};
 use safetensors::{Dtype, SafeTensors, View};
@@ -85,7 +86,8 @@ pub fn weights_bytes(graph: &Graph) -> Result<Vec<u8>> {
 /// # Errors
 /// If the file cannot be written.
 pub fn save_weights(graph: &Graph, path: impl AsRef<Path>) -> Result<()> {
-    write_atomically(path.as_ref(), &weights_bytes(graph)?)
+    let bytes = weights_bytes(graph)?;
+    write_atomically(path, |file| Ok(file.write_all(&bytes)?))
 }
 
 /// Loads a graph's variables from a safetensors file; tensors that the graph does not have as
@@ -101,24 +103,6 @@ pub fn load_weights(graph: &mut Graph, path: impl AsRef<Path>) -> Result<()> {
     let file = parse(&bytes).at(place)?;
     *graph = restored(graph, &file.tensors).at(place)?;
     Ok(())
-}
-
-/// Writes a file by way of a temporary one beside it, so that it is never half written.
-fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
-    let mut temporary = path.as_os_str().to_owned();
-    temporary.push(format!(".{}.tmp", std::process::id()));
-    let write = || -> std::io::Result<()> {
-        let mut file = std::fs::File::create(&temporary)?;
-        file.write_all(bytes)?;
-        // On disk before the name changes hands, or a power cut leaves an empty file behind it.
-        file.sync_all()?;
-        std::fs::rename(&temporary, path)
-    };
-    write().map_err(|e| {
-        // The temporary file may not exist; the first error is the one to tell.
-        let _ = std::fs::remove_file(&temporary);
-        Error::from(e).at(path.display().to_string())
-    })
 }
 
 /// What a file holds.
@@ -301,7 +285,7 @@ impl Checkpoint {
             tensors.insert(name.clone(), stored(tensor)?);
         }
         let bytes = safetensors::serialize(tensors, Some(metadata)).map_err(format_error)?;
-        write_atomically(path.as_ref(), &bytes)
+        write_atomically(path, |file| Ok(file.write_all(&bytes)?))
     }
 
     /// Reads one.
