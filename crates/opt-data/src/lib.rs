@@ -21,11 +21,11 @@
 //! ```
 //!
 //! A [`Dataset`] is a list of examples; an example is a list of tensors, the inputs of a model in
-//! their order, then the targets. [`TensorDataset`] holds examples in memory, [`Csv`] reads
-//! them, [`npz`] reads and writes numpy's arrays,
-//! [`Subset`] and [`split`] take parts, [`Batches`] iterates, a [`Transform`] is fitted on the
-//! training part and applied to any part, and an [`Augment`] changes training batches at random.
-//! Everything random is a function of an explicit seed and a counter.
+//! their order, then the targets. [`TensorDataset`] holds examples in memory, [`Csv`] reads them,
+//! [`npz`] reads and writes numpy's arrays, [`Subset`] and [`split`] take parts, [`Batches`]
+//! iterates, a [`Transform`] is fitted on the training part and applied to any part, and an
+//! [`Augment`] changes training batches at random. Everything random is a function of an explicit
+//! seed and a counter.
 
 #![forbid(unsafe_code)]
 
