@@ -35,6 +35,7 @@ pub mod observer;
 pub mod ops;
 pub mod pass;
 pub mod random;
+pub mod safetensors;
 pub mod tensor;
 
 pub use backend::{Backend, CompileSpec, Executable, Session};
