@@ -1,4 +1,6 @@
 //! ONNX and safetensors in and out.
 #![warn(missing_docs)]
 
+mod mmap;
 mod proto;
+pub mod safetensors;
