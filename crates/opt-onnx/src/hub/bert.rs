@@ -196,7 +196,7 @@ impl BertConfig {
                 mean: 0.0,
                 std: 0.02,
             };
-            let table = |entries| Embedding::new(entries, self.hidden_size).init(small.clone());
+            let table = |entries| Embedding::new(entries, self.hidden_size).init(small);
             let positions = m.iota(sequence)?;
             let words = m.layer("word_embeddings", table(self.vocab_size), ids)?;
             let places = table(self.max_position_embeddings);
