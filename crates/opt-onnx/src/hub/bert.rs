@@ -180,6 +180,14 @@ impl BertConfig {
     /// # Errors
     /// If the heads do not divide the width, or the activation is unknown.
     pub fn graph(&self, pooler: bool, seed: u64) -> Result<Graph> {
+        let small = Init::Normal {
+            mean: 0.0,
+            std: 0.02,
+        };
+        self.build(pooler, seed, small)
+    }
+
+    fn build(&self, pooler: bool, seed: u64, tables: Init) -> Result<Graph> {
         let activation = self.activation()?;
         let mut m = ModelBuilder::new("bert", seed);
         let sequence = Dim::from("sequence");
@@ -192,11 +200,7 @@ impl BertConfig {
         let mask = m.cast(mask, DType::Bool)?;
         let mask = m.unsqueeze(mask, &[1, 2])?;
         let mut x = m.scope("embeddings", |m| {
-            let small = Init::Normal {
-                mean: 0.0,
-                std: 0.02,
-            };
-            let table = |entries| Embedding::new(entries, self.hidden_size).init(small);
+            let table = |entries| Embedding::new(entries, self.hidden_size).init(tables);
             let positions = m.iota(sequence)?;
             let words = m.layer("word_embeddings", table(self.vocab_size), ids)?;
             let places = table(self.max_position_embeddings);
@@ -263,7 +267,8 @@ impl BertConfig {
         let prefix = prefix(file)?;
         let there = |name: &str| file.contains(&format!("{prefix}{name}"));
         self.compare(file, &prefix)?;
-        let mut graph = self.graph(there("pooler.dense.weight"), 0)?;
+        // Random numbers for a whole vocabulary, to be overwritten, would take most of the time.
+        let mut graph = self.build(there("pooler.dense.weight"), 0, Init::ZEROS)?;
         let old_names = there("embeddings.LayerNorm.gamma");
         let names = name_map(&prefix, old_names)?;
         // Checkpoints have heads that are no part of the encoder, and old ones the positions as
