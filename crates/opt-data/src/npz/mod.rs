@@ -14,6 +14,7 @@
 //! let mut file = Npz::open(&path)?; // numpy.load(path)
 //! assert_eq!(file.names(), ["x", "y"]);
 //! assert_eq!(file.tensor("y")?.to_vec::<i64>()?, [3, 7]);
+//! # drop(file);
 //! # std::fs::remove_dir_all(&folder)?;
 //! # Ok::<(), opt_core::Error>(())
 //! ```

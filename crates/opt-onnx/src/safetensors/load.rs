@@ -117,7 +117,8 @@ const HINTS: usize = 20;
 /// # Errors
 /// [`ErrorKind::Format`] with all that is missing, left over or of another type at once, and for
 /// what is missing the most similar name that is left over; [`ErrorKind::NoEffect`] if nothing
-/// would be loaded, or a rule of the map matches nothing. The graph is unchanged then.
+/// would be loaded, or a rule of the map matches nothing; [`ErrorKind::FactViolated`] if the content
+/// breaks a fact of the graph, such as the mask of a pruned weight. The graph is unchanged then.
 pub fn load_into(
     graph: &mut Graph,
     file: &SafeTensors,
@@ -195,14 +196,10 @@ pub fn load_into(
     }
     // Checked on a copy: the contents are shared, and the graph stays whole if anything fails.
     let mut loaded = graph.clone();
-    let mut constants = false;
     for (id, tensor) in found {
-        constants |= matches!(graph.value(id).kind(), ValueKind::Constant(_));
         loaded.set_content(id, tensor)?;
     }
-    if constants {
-        loaded.verify()?;
-    }
+    loaded.verify()?;
     *graph = loaded;
     Ok(report)
 }

@@ -28,6 +28,7 @@
 //! let report = load_into(&mut graph, &file, &names, LoadOptions::new())?;
 //! assert_eq!(report.loaded, ["classifier.weight", "classifier.bias"]);
 //! assert_eq!(graph, trained);
+//! # drop((file, graph));
 //! # std::fs::remove_file(&path)?;
 //! # Ok::<(), opt_core::Error>(())
 //! ```
@@ -57,7 +58,7 @@ pub use names::{NameMap, Recurrent};
 /// elsewhere and as soon as they are written. The files must not be changed as long as any tensor
 /// of them lives: a file that another program shortens ends this process when its bytes are read,
 /// and one that it rewrites changes the tensors. Replacing a file by renaming another (as all of
-/// this workspace does) is safe.
+/// this workspace does) is safe; Windows refuses it as long as the file is mapped.
 #[derive(Debug)]
 pub struct SafeTensors {
     shards: Vec<safetensors::File>,

@@ -1,6 +1,6 @@
 use opt_core::nn::{Gru, Linear, Lstm, ModelBuilder};
 use opt_core::ops::Direction;
-use opt_core::{DType, Graph, GraphBuilder};
+use opt_core::{DType, Fact, Graph, GraphBuilder};
 use proptest::prelude::*;
 
 use super::*;
@@ -140,9 +140,11 @@ fn files_come_back_through_any_map() {
     }
     strict(&mut zeros, &file, &names).unwrap();
     assert_eq!(zeros, g);
-    // A file may be replaced while tensors of it live.
-    save(&path, &g, &names, Content::Variables).unwrap();
-    assert_eq!(zeros, g);
+    // A file may be replaced while tensors of it live, where the system lets it.
+    if cfg!(unix) {
+        save(&path, &g, &names, Content::Variables).unwrap();
+        assert_eq!(zeros, g);
+    }
 
     let clash = NameMap::new().pair("net.b", "tied");
     assert!(save(&path, &g, &clash, Content::Variables).is_err());
@@ -151,6 +153,19 @@ fn files_come_back_through_any_map() {
     let wrong = NameMap::new().permute("net.a", &[0, 0]).unwrap();
     assert!(save(&path, &g, &wrong, Content::Variables).is_err());
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+}
+
+#[test]
+fn content_that_breaks_a_mask_is_refused() {
+    let mut g = graph(&[("w", Tensor::zeros(DType::F32, [2]).unwrap())]);
+    let id = g.find("w").unwrap();
+    let mask = Tensor::from_bools([2], [true, false]).unwrap();
+    g.facts_mut().insert(id, Fact::Mask(mask));
+    let before = g.clone();
+    let file = checkpoint(&[("w", ramp(&[2]))]);
+    let error = strict(&mut g, &file, &NameMap::new()).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::FactViolated);
+    assert_eq!(g, before);
 }
 
 #[test]
