@@ -28,12 +28,14 @@ pub mod autodiff;
 pub mod backend;
 pub mod data;
 mod error;
+pub mod file;
 pub mod graph;
 pub mod nn;
 pub mod observer;
 pub mod ops;
 pub mod pass;
 pub mod random;
+pub mod safetensors;
 pub mod tensor;
 
 pub use backend::{Backend, CompileSpec, Executable, Session};

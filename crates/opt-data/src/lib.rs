@@ -22,9 +22,10 @@
 //!
 //! A [`Dataset`] is a list of examples; an example is a list of tensors, the inputs of a model in
 //! their order, then the targets. [`TensorDataset`] holds examples in memory, [`Csv`] reads them,
-//! [`Subset`] and [`split`] take parts, [`Batches`] iterates, a [`Transform`] is fitted on the
-//! training part and applied to any part, and an [`Augment`] changes training batches at random.
-//! Everything random is a function of an explicit seed and a counter.
+//! [`npz`] reads and writes numpy's arrays, [`Subset`] and [`split`] take parts, [`Batches`]
+//! iterates, a [`Transform`] is fitted on the training part and applied to any part, and an
+//! [`Augment`] changes training batches at random. Everything random is a function of an explicit
+//! seed and a counter.
 
 #![forbid(unsafe_code)]
 
@@ -32,6 +33,7 @@ pub mod augment;
 mod batches;
 mod csv;
 mod digits;
+pub mod npz;
 mod subset;
 mod tensor_dataset;
 pub mod transform;

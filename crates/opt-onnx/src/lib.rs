@@ -1,9 +1,11 @@
 //! ONNX and safetensors in and out.
 #![warn(missing_docs)]
 
+pub mod hub;
 mod import;
 mod mmap;
 mod proto;
+pub mod safetensors;
 mod source;
 mod tensor;
 mod unsupported;

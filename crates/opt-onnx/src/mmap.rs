@@ -16,7 +16,7 @@ impl Mapped {
         #[expect(unsafe_code, reason = "memory mapping")]
         // SAFETY: the mapping is private to this process and only read. A program that shortens
         // or rewrites the file meanwhile breaks this process (or changes tensors), as it would any
-        // reader of mapped files; the documentation of `Importer::load` says so.
+        // reader of mapped files; the documentation of what maps files says so.
         let map = unsafe { memmap2::Mmap::map(file)? };
         Ok(Mapped(Some(map)))
     }

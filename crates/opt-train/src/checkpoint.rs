@@ -1,13 +1,12 @@
 //! Weights and checkpoints as safetensors files, written atomically, with a checksum.
 
-use std::borrow::Cow;
-use std::collections::{BTreeMap, HashMap};
-use std::io::Write;
+use std::collections::BTreeMap;
+use std::io::{BufWriter, Write};
 use std::path::Path;
+use std::sync::Arc;
 
-use opt_core::tensor::Buffer;
-use opt_core::{DType, Error, ErrorKind, Graph, Result, ResultExt, Tensor, TensorType, ValueKind};
-use safetensors::{Dtype, SafeTensors, View};
+use opt_core::file::write_atomically;
+use opt_core::{Error, ErrorKind, Graph, Result, ResultExt, Tensor, ValueKind, safetensors};
 use serde::{Deserialize, Serialize};
 
 use crate::trainer::{Epoch, History};
@@ -17,52 +16,15 @@ pub(crate) use crate::trainer::Best;
 /// The key of the checksum in a file's metadata.
 const CHECKSUM: &str = "fnv1a64";
 
-struct Stored(Tensor);
-
-/// The dtype in a file; packed 4-bit tensors are stored as bytes.
-fn dtype_of(dtype: DType) -> Dtype {
-    match dtype {
-        DType::F64 => Dtype::F64,
-        DType::F16 => Dtype::F16,
-        DType::BF16 => Dtype::BF16,
-        DType::I64 => Dtype::I64,
-        DType::I32 => Dtype::I32,
-        DType::I8 => Dtype::I8,
-        DType::Bool => Dtype::BOOL,
-        DType::U8 | DType::I4 | DType::U4 => Dtype::U8,
-        _ => Dtype::F32,
-    }
-}
-
-impl View for Stored {
-    fn dtype(&self) -> Dtype {
-        dtype_of(self.0.dtype())
-    }
-
-    fn shape(&self) -> &[usize] {
-        self.0.shape()
-    }
-
-    fn data(&self) -> Cow<'_, [u8]> {
-        Cow::Borrowed(self.0.bytes().expect("made contiguous"))
-    }
-
-    fn data_len(&self) -> usize {
-        self.0.size_in_bytes()
-    }
-}
-
-fn stored(tensor: &Tensor) -> Result<Stored> {
-    let tensor = tensor.contiguous();
-    if !tensor.dtype().is_packed() {
-        return Ok(Stored(tensor));
-    }
-    let bytes = tensor.bytes()?;
-    Ok(Stored(Tensor::new([bytes.len()], bytes)?))
-}
-
 fn format_error(e: impl std::error::Error + Send + Sync + 'static) -> Error {
-    Error::new(ErrorKind::Format, format!("not a safetensors file: {e}")).with_source(e)
+    Error::new(ErrorKind::Format, format!("not a checkpoint: {e}")).with_source(e)
+}
+
+/// The variables and constants of a graph, by name.
+fn weights(graph: &Graph) -> impl Iterator<Item = (&str, &Tensor)> {
+    graph
+        .values()
+        .filter_map(|(_, value)| Some((value.name(), value.tensor()?)))
 }
 
 /// Variables and constants of a graph as the bytes of a safetensors file: weights and
@@ -71,13 +33,7 @@ fn format_error(e: impl std::error::Error + Send + Sync + 'static) -> Error {
 /// # Errors
 /// None for graphs that verify.
 pub fn weights_bytes(graph: &Graph) -> Result<Vec<u8>> {
-    let mut tensors = BTreeMap::new();
-    for (_, value) in graph.values() {
-        if let Some(tensor) = value.tensor() {
-            tensors.insert(value.name().to_string(), stored(tensor)?);
-        }
-    }
-    safetensors::serialize(tensors, None).map_err(format_error)
+    safetensors::encode(weights(graph), &[])
 }
 
 /// Writes a graph's variables and constants as a safetensors file, atomically.
@@ -85,7 +41,7 @@ pub fn weights_bytes(graph: &Graph) -> Result<Vec<u8>> {
 /// # Errors
 /// If the file cannot be written.
 pub fn save_weights(graph: &Graph, path: impl AsRef<Path>) -> Result<()> {
-    write_atomically(path.as_ref(), &weights_bytes(graph)?)
+    write_safetensors(path.as_ref(), weights(graph), &[])
 }
 
 /// Loads a graph's variables from a safetensors file; tensors that the graph does not have as
@@ -98,62 +54,36 @@ pub fn load_weights(graph: &mut Graph, path: impl AsRef<Path>) -> Result<()> {
     let path = path.as_ref();
     let place = || path.display().to_string();
     let bytes = std::fs::read(path).map_err(|e| Error::from(e).at(place()))?;
-    let file = parse(&bytes).at(place)?;
+    let file = parse(bytes).at(place)?;
     *graph = restored(graph, &file.tensors).at(place)?;
     Ok(())
 }
 
-/// Writes a file by way of a temporary one beside it, so that it is never half written.
-fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
-    let mut temporary = path.as_os_str().to_owned();
-    temporary.push(format!(".{}.tmp", std::process::id()));
-    let write = || -> std::io::Result<()> {
-        let mut file = std::fs::File::create(&temporary)?;
-        file.write_all(bytes)?;
-        // On disk before the name changes hands, or a power cut leaves an empty file behind it.
-        file.sync_all()?;
-        std::fs::rename(&temporary, path)
-    };
-    write().map_err(|e| {
-        // The temporary file may not exist; the first error is the one to tell.
-        let _ = std::fs::remove_file(&temporary);
-        Error::from(e).at(path.display().to_string())
+fn write_safetensors<'a>(
+    path: &Path,
+    tensors: impl IntoIterator<Item = (&'a str, &'a Tensor)>,
+    metadata: &[(&str, &str)],
+) -> Result<()> {
+    write_atomically(path, |file| {
+        let mut to = BufWriter::new(file);
+        safetensors::write(&mut to, tensors, metadata)?;
+        Ok(to.flush()?)
     })
 }
 
 /// What a file holds.
 struct File {
     tensors: BTreeMap<String, Tensor>,
-    metadata: HashMap<String, String>,
+    metadata: BTreeMap<String, String>,
 }
 
-fn parse(bytes: &[u8]) -> Result<File> {
-    let (_, header) = SafeTensors::read_metadata(bytes).map_err(format_error)?;
-    let metadata = header.metadata().clone().unwrap_or_default();
-    let file = SafeTensors::deserialize(bytes).map_err(format_error)?;
-    let mut tensors = BTreeMap::new();
-    for (name, view) in file.iter() {
-        let dtype = match view.dtype() {
-            Dtype::F32 => DType::F32,
-            Dtype::F64 => DType::F64,
-            Dtype::F16 => DType::F16,
-            Dtype::BF16 => DType::BF16,
-            Dtype::I64 => DType::I64,
-            Dtype::I32 => DType::I32,
-            Dtype::I8 => DType::I8,
-            Dtype::U8 => DType::U8,
-            Dtype::BOOL => DType::Bool,
-            other => {
-                return Err(
-                    Error::unsupported(format!("tensors of {other:?}")).at(name.to_string())
-                );
-            }
-        };
-        let tensor = Tensor::from_buffer(dtype, view.shape(), Buffer::from_slice(view.data()))
-            .at(|| name.to_string())?;
-        tensors.insert(name.to_string(), tensor);
-    }
-    Ok(File { tensors, metadata })
+fn parse(bytes: Vec<u8>) -> Result<File> {
+    let file = safetensors::File::parse(Arc::new(bytes))?;
+    let read = |name: &String| Ok((name.clone(), file.get(name)?));
+    Ok(File {
+        tensors: file.names().iter().map(read).collect::<Result<_>>()?,
+        metadata: file.metadata().clone(),
+    })
 }
 
 /// The graph with its variables from a file's tensors.
@@ -167,28 +97,10 @@ fn restored(graph: &Graph, tensors: &BTreeMap<String, Tensor>) -> Result<Graph> 
             Error::new(ErrorKind::Format, "the file has no tensor of this name")
                 .at(value.name().to_string())
         })?;
-        let tensor = unpacked(value.ty(), tensor).at(|| value.name().to_string())?;
+        let tensor = safetensors::unpacked(value.ty(), tensor).at(|| value.name().to_string())?;
         out.set_variable(id, tensor)?;
     }
     Ok(out)
-}
-
-/// A file's tensor as a variable of a type takes it: the format has no 4-bit dtypes, so that
-/// packed tensors lie there as bytes, and the graph says what they are.
-fn unpacked(ty: &TensorType, tensor: &Tensor) -> Result<Tensor> {
-    if !ty.dtype.is_packed() || tensor.dtype() != DType::U8 {
-        return Ok(tensor.clone());
-    }
-    let shape = ty.shape.fixed()?;
-    let bytes = ty.dtype.bytes(shape.iter().product());
-    if tensor.shape() != [bytes] {
-        return Err(Error::shape(format!(
-            "{ty} takes {bytes} bytes, the file has u8{:?}",
-            tensor.shape()
-        )));
-    }
-    let buffer = Buffer::from_slice(tensor.contiguous().bytes()?);
-    Tensor::from_buffer(ty.dtype, shape, buffer)
 }
 
 fn fnv1a64(parts: impl IntoIterator<Item = impl AsRef<[u8]>>) -> u64 {
@@ -288,20 +200,13 @@ impl Checkpoint {
         all.extend(best);
         let state = serde_json::to_string(&self.state).map_err(format_error)?;
         // Of the tensors as they are stored: that is what reading sees.
-        for tensor in all.values_mut() {
-            *tensor = stored(tensor)?.0;
+        for tensor in all.values_mut().filter(|t| t.dtype().is_packed()) {
+            *tensor = Tensor::new([tensor.size_in_bytes()], tensor.contiguous().bytes()?)?;
         }
-        let sum = checksum(&all, &state)?;
-        let metadata = HashMap::from([
-            ("state".to_string(), state),
-            (CHECKSUM.to_string(), format!("{sum:016x}")),
-        ]);
-        let mut tensors = BTreeMap::new();
-        for (name, tensor) in &all {
-            tensors.insert(name.clone(), stored(tensor)?);
-        }
-        let bytes = safetensors::serialize(tensors, Some(metadata)).map_err(format_error)?;
-        write_atomically(path.as_ref(), &bytes)
+        let sum = format!("{:016x}", checksum(&all, &state)?);
+        let metadata = [("state", state.as_str()), (CHECKSUM, &sum)];
+        let tensors = all.iter().map(|(name, tensor)| (name.as_str(), tensor));
+        write_safetensors(path.as_ref(), tensors, &metadata)
     }
 
     /// Reads one.
@@ -313,10 +218,10 @@ impl Checkpoint {
         let path = path.as_ref();
         let place = || path.display().to_string();
         let bytes = std::fs::read(path).map_err(|e| Error::from(e).at(place()))?;
-        Checkpoint::from_bytes(&bytes).at(place)
+        Checkpoint::from_bytes(bytes).at(place)
     }
 
-    fn from_bytes(bytes: &[u8]) -> Result<Checkpoint> {
+    fn from_bytes(bytes: Vec<u8>) -> Result<Checkpoint> {
         let File { tensors, metadata } = parse(bytes)?;
         let missing = || Error::new(ErrorKind::Format, "not a checkpoint: its state is missing");
         let state = metadata.get("state").ok_or_else(missing)?;
@@ -392,7 +297,7 @@ impl Checkpoint {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use opt_core::GraphBuilder;
+    use opt_core::{DType, GraphBuilder};
 
     fn checkpoint() -> (Graph, Vec<u8>) {
         let mut b = GraphBuilder::new("g");
@@ -413,7 +318,7 @@ mod tests {
     #[test]
     fn checkpoints_come_back() {
         let (graph, bytes) = checkpoint();
-        let read = Checkpoint::from_bytes(&bytes).unwrap();
+        let read = Checkpoint::from_bytes(bytes).unwrap();
         assert_eq!(read.epochs_done(), 2);
         assert_eq!(read.restore(&graph).unwrap(), graph);
         assert!(read.expect_seed(4).is_err());
@@ -424,14 +329,14 @@ mod tests {
         let (_, bytes) = checkpoint();
         for len in 0..bytes.len() {
             assert!(
-                Checkpoint::from_bytes(&bytes[..len]).is_err(),
+                Checkpoint::from_bytes(bytes[..len].to_vec()).is_err(),
                 "cut at {len}"
             );
         }
         for i in 0..bytes.len() * 8 {
             let mut damaged = bytes.clone();
             damaged[i / 8] ^= 1 << (i % 8);
-            if let Ok(read) = Checkpoint::from_bytes(&damaged) {
+            if let Ok(read) = Checkpoint::from_bytes(damaged) {
                 // Padding of the header is the only place where a bit means nothing.
                 assert_eq!(read.state.epoch, 2, "bit {i}");
                 assert_eq!(

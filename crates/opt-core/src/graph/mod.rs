@@ -309,24 +309,39 @@ impl Graph {
     /// # Errors
     /// If it is no variable, or the tensor has another type.
     pub fn set_variable(&mut self, id: ValueId, tensor: Tensor) -> Result<()> {
+        match self.get(id).map(|v| (&v.kind, &v.name)) {
+            Some((ValueKind::Variable(_), _)) | None => self.set_content(id, tensor),
+            Some((_, name)) => Err(Error::invalid(format!("`{name}` is no variable"))),
+        }
+    }
+
+    /// Replaces the content of a variable or constant.
+    ///
+    /// Constants can say what shapes others have: [`Graph::verify`] tells whether the types still
+    /// hold.
+    ///
+    /// # Errors
+    /// If it is neither, or the tensor has another type.
+    pub fn set_content(&mut self, id: ValueId, tensor: Tensor) -> Result<()> {
         let value = self
             .values
             .get_mut(id.index())
             .and_then(Option::as_mut)
             .ok_or_else(|| Error::invalid(format!("no value {id:?}")))?;
+        let (ValueKind::Variable(content) | ValueKind::Constant(content)) = &mut value.kind else {
+            let name = &value.name;
+            return Err(Error::invalid(format!(
+                "`{name}` is neither a variable nor a constant"
+            )));
+        };
         let ty = TensorType::new(tensor.dtype(), tensor.shape());
         if ty != value.ty {
             return Err(Error::shape(format!(
-                "variable `{}` is {}, the new content is {ty}",
+                "`{}` is {}, the new content is {ty}",
                 value.name, value.ty
             )));
         }
-        match &mut value.kind {
-            ValueKind::Variable(t) => *t = tensor,
-            _ => {
-                return Err(Error::invalid(format!("`{}` is no variable", value.name)));
-            }
-        }
+        *content = tensor;
         Ok(())
     }
 

@@ -47,14 +47,15 @@ pub struct Tensor {
 
 /// The number of elements of a shape, or an error where it overflows.
 pub(crate) fn checked_len(shape: &[usize]) -> Result<usize> {
-    let mut len = 1usize;
+    // Strides are products too, so that an axis of size 0 must not hide others that overflow.
+    let mut bound = 1usize;
     for &d in shape {
-        len = len
-            .checked_mul(d)
+        bound = bound
+            .checked_mul(d.max(1))
             .filter(|&l| l <= isize::MAX as usize / 8)
             .ok_or_else(|| Error::shape(format!("shape {shape:?} has too many elements")))?;
     }
-    Ok(len)
+    Ok(shape.iter().product())
 }
 
 /// The row-major strides of a shape, in elements.
@@ -677,6 +678,7 @@ mod tests {
     fn wrong_shapes_and_dtypes_are_errors() {
         assert!(Tensor::new([2, 2], [1f32]).is_err());
         assert!(Tensor::new([usize::MAX, 2], [1f32]).is_err());
+        assert!(Tensor::zeros(DType::F32, [0, 1 << 40, 1 << 40]).is_err());
         assert!(Tensor::scalar(1f32).as_slice::<f64>().is_err());
         let x = Tensor::zeros(DType::F32, [2, 3]).unwrap();
         assert!(x.transpose(&[0, 0]).is_err());

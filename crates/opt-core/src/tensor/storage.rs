@@ -317,7 +317,8 @@ mod tests {
             t.as_slice_mut::<f32>().unwrap()[0] = 9.0;
             assert_eq!(t.to_vec::<f32>().unwrap(), [9.0, -2.0, 3.25, 4.0]);
             assert_eq!(turned.item().ok(), None);
-            assert_eq!(owner.bytes()[shift..], *bytemuck::cast_slice(&values));
+            let unchanged: &[u8] = bytemuck::cast_slice(&values);
+            assert_eq!(&owner.bytes()[shift..], unchanged);
         }
     }
 

@@ -18,7 +18,6 @@ pub(crate) type Id = usize;
 
 /// What a step computes.
 #[derive(Debug, Clone)]
-#[expect(clippy::large_enum_variant, reason = "most steps are ops")]
 pub(crate) enum Kind {
     /// An op of the graph.
     Op(Op),
