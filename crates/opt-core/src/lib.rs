@@ -41,8 +41,8 @@ pub mod tensor;
 pub use backend::{Backend, CompileSpec, Executable, Session};
 pub use error::{Error, ErrorKind, Result, ResultExt};
 pub use graph::{
-    Dim, Fact, FactKind, Graph, GraphBuilder, GraphPatch, Node, NodeId, Shape, SizeExpr, Symbol,
-    TensorType, Value, ValueId, ValueKind,
+    Dim, Fact, FactKind, Graph, GraphBuilder, GraphPatch, Node, NodeId, Shape, SizeExpr,
+    SizeFactor, Symbol, TensorType, Value, ValueId, ValueKind,
 };
 pub use observer::{Event, Observer};
 pub use ops::Op;

@@ -1,6 +1,5 @@
 //! Tensors of ONNX files.
 
-use bytes::Bytes;
 use opt_core::tensor::{Buffer, Dims};
 use opt_core::{DType, Error, ErrorKind, Result, ResultExt, Tensor};
 
@@ -200,17 +199,6 @@ fn read_inner(proto: &TensorProto, source: &Source) -> Result<Tensor> {
         }
         other => Err(Error::unsupported(format!("tensors of {other}"))),
     }
-}
-
-/// A tensor as a message, its content in `raw_data`.
-///
-/// # Errors
-/// If ONNX has no such element type.
-pub(crate) fn write(name: &str, tensor: &Tensor) -> Result<TensorProto> {
-    Ok(TensorProto {
-        raw_data: Some(Bytes::copy_from_slice(tensor.contiguous().bytes()?)),
-        ..header(name, tensor)?
-    })
 }
 
 /// A tensor's name, type and sizes, without its content.

@@ -17,7 +17,7 @@ pub use dim::{Bindings, Dim, Shape, Symbol, TensorType};
 pub use facts::{Fact, FactKind, Facts};
 pub use inline::Inlined;
 pub use patch::GraphPatch;
-pub use size::SizeExpr;
+pub use size::{SizeExpr, SizeFactor};
 
 use crate::ops::Op;
 use crate::{Error, ErrorKind, Result, ResultExt, Tensor};

@@ -25,6 +25,15 @@ enum Atom {
     },
 }
 
+/// A factor of a term of a [`SizeExpr`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SizeFactor {
+    /// A symbol.
+    Symbol(Symbol),
+    /// An expression divided by a positive number, rounded down.
+    Quotient(SizeExpr, i64),
+}
+
 type Term = (SmallVec<[Atom; 2]>, i64);
 
 /// An integer made of symbols by sums, products and divisions rounded down, in a normal form in
@@ -88,6 +97,17 @@ impl SizeExpr {
             return Err(overflow());
         }
         Ok(SizeExpr { terms: out })
+    }
+
+    /// The terms of the sum: a coefficient and its factors.
+    pub fn terms(&self) -> impl Iterator<Item = (i64, Vec<SizeFactor>)> + '_ {
+        self.terms.iter().map(|(atoms, k)| {
+            let factor = |a: &Atom| match a {
+                Atom::Symbol(s) => SizeFactor::Symbol(s.clone()),
+                Atom::Quotient { of, by, .. } => SizeFactor::Quotient((**of).clone(), *by),
+            };
+            (*k, atoms.iter().map(factor).collect())
+        })
     }
 
     /// The number, if there are no symbols.

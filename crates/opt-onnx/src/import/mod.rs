@@ -27,8 +27,8 @@ use node::{Node, V};
 
 /// The newest operator set that is read.
 pub const NEWEST_OPSET: i64 = 28;
-/// The oldest operator set that is read.
-pub const OLDEST_OPSET: i64 = 7;
+/// The oldest operator set that is read: the first without the attributes of Caffe2's memory reuse.
+pub const OLDEST_OPSET: i64 = 6;
 
 /// Functions and branches nested deeper than this are refused.
 const MAX_DEPTH: usize = 64;

@@ -36,8 +36,16 @@ fn constant(cx: &mut Cx<'_>, node: &Node<'_>) -> Result<Vec<V>> {
     Ok(vec![cx.push(Val::known(name, Known::Tensor(content)))])
 }
 
-fn identity(_: &mut Cx<'_>, node: &Node<'_>) -> Result<Vec<V>> {
-    Ok(vec![node.input(0)?])
+fn identity(cx: &mut Cx<'_>, node: &Node<'_>) -> Result<Vec<V>> {
+    let v = node.input(0)?;
+    // PyTorch's TorchScript exporter stores equal parameters once and copies them by name: each
+    // is a parameter of its own, which training tells apart.
+    if let (Some(Known::Tensor(content)), false) = (&cx.vals[v].known, cx.vals[v].offered) {
+        let name = node.proto.output.first().map_or("const", String::as_str);
+        let copy = Val::known(name, Known::Tensor(content.clone()));
+        return Ok(vec![cx.push(copy)]);
+    }
+    Ok(vec![v])
 }
 
 fn branch(cx: &mut Cx<'_>, node: &Node<'_>) -> Result<Vec<V>> {

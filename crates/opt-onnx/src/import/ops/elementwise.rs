@@ -78,10 +78,48 @@ fn plain(cx: &mut Cx<'_>, node: &Node<'_>) -> Result<Vec<V>> {
         "Softplus" => UnaryOp::Softplus,
         "Softsign" => UnaryOp::Softsign,
         "HardSwish" => UnaryOp::HardSwish,
-        other => return Err(Error::unsupported(format!("{other} is not supported yet"))),
+        "Asinh" | "Acosh" | "Atanh" => {
+            let y = inverse_hyperbolic(cx, node.op(), x)?;
+            return Ok(cx.one(y));
+        }
+        _ => return Err(Error::unsupported("bits of integers are not supported")),
     };
     let y = cx.b.unary(op, x)?;
     Ok(cx.one(y))
+}
+
+/// The inverse hyperbolic functions by logarithms, in forms that are accurate near 0.
+fn inverse_hyperbolic(cx: &mut Cx<'_>, op: &str, x: ValueId) -> Result<ValueId> {
+    match op {
+        // log(1 + |x| + x^2 / (1 + sqrt(x^2 + 1))), odd
+        "Asinh" => {
+            let (size, sign) = (cx.b.abs(x)?, cx.b.sign(x)?);
+            let square = cx.b.mul(x, x)?;
+            let inner = cx.b.add_scalar(square, 1.0)?;
+            let root = cx.b.sqrt(inner)?;
+            let divisor = cx.b.add_scalar(root, 1.0)?;
+            let part = cx.b.div(square, divisor)?;
+            let sum = cx.b.add(size, part)?;
+            let log = cx.b.log1p(sum)?;
+            cx.b.mul(sign, log)
+        }
+        // log(1 + t + sqrt(2 t + t^2)) with t = x - 1
+        "Acosh" => {
+            let t = cx.b.add_scalar(x, -1.0)?;
+            let factor = cx.b.add_scalar(x, 1.0)?;
+            let inner = cx.b.mul(t, factor)?;
+            let root = cx.b.sqrt(inner)?;
+            let sum = cx.b.add(t, root)?;
+            cx.b.log1p(sum)
+        }
+        // (log(1 + x) - log(1 - x)) / 2
+        _ => {
+            let minus = cx.b.neg(x)?;
+            let (a, b) = (cx.b.log1p(x)?, cx.b.log1p(minus)?);
+            let gap = cx.b.sub(a, b)?;
+            cx.b.mul_scalar(gap, 0.5)
+        }
+    }
 }
 
 fn activation(cx: &mut Cx<'_>, node: &Node<'_>) -> Result<Vec<V>> {
@@ -238,8 +276,42 @@ fn apply(cx: &mut Cx<'_>, op: BinaryOp, a: ValueId, b: ValueId) -> Result<ValueI
     cx.b.op(opt_core::ops::Binary { op }, &[a, b])
 }
 
+/// The two operands; before opset 7 the second was aligned with the first at an axis.
+fn operands(cx: &mut Cx<'_>, node: &Node<'_>) -> Result<(ValueId, ValueId)> {
+    let (a, mut b) = (cx.x(node, 0)?, cx.x(node, 1)?);
+    if node.version < 7 {
+        let broadcast = node.flag("broadcast", false)?;
+        let axis = node.int("axis")?;
+        let (ra, rb) = (cx.b.type_of(a).rank(), cx.b.type_of(b).rank());
+        if let (true, Some(axis)) = (broadcast && rb > 0, axis) {
+            let axis = super::axis(axis, ra)?;
+            let after = ra
+                .checked_sub(axis + rb)
+                .ok_or_else(|| Error::shape(format!("rank {rb} at axis {axis} of rank {ra}")))?;
+            let axes: Vec<usize> = (rb..rb + after).collect();
+            if !axes.is_empty() {
+                b = cx.b.unsqueeze(b, &axes)?;
+            }
+        }
+    }
+    Ok((a, b))
+}
+
 fn binary(cx: &mut Cx<'_>, node: &Node<'_>) -> Result<Vec<V>> {
-    let (a, b) = (cx.x(node, 0)?, cx.x(node, 1)?);
+    let (a, b) = if node.op() == "PRelu" && node.version < 7 {
+        // One slope, or one for each channel.
+        let (a, b) = (cx.x(node, 0)?, cx.x(node, 1)?);
+        let after = cx.b.type_of(a).rank().saturating_sub(2);
+        let per_channel = cx.b.type_of(b).shape.len().is_ok_and(|n| n > 1);
+        if per_channel && cx.b.type_of(b).rank() == 1 && after > 0 {
+            let axes: Vec<usize> = (1..=after).collect();
+            (a, cx.b.unsqueeze(b, &axes)?)
+        } else {
+            (a, b)
+        }
+    } else {
+        operands(cx, node)?
+    };
     let Some(op) = op_of(node.op()) else {
         return Err(Error::unsupported(format!(
             "{} is not supported yet",
@@ -251,7 +323,7 @@ fn binary(cx: &mut Cx<'_>, node: &Node<'_>) -> Result<Vec<V>> {
 }
 
 fn pow(cx: &mut Cx<'_>, node: &Node<'_>) -> Result<Vec<V>> {
-    let (a, b) = (cx.x(node, 0)?, cx.x(node, 1)?);
+    let (a, b) = operands(cx, node)?;
     let (base, exponent) = (cx.b.type_of(a).dtype, cx.b.type_of(b).dtype);
     // The result has the type of the base; the power is taken in a type that holds both.
     let wide = match (base.is_float(), exponent.is_float()) {
@@ -271,7 +343,11 @@ fn pow(cx: &mut Cx<'_>, node: &Node<'_>) -> Result<Vec<V>> {
 fn modulo(cx: &mut Cx<'_>, node: &Node<'_>) -> Result<Vec<V>> {
     let (a, b) = (cx.x(node, 0)?, cx.x(node, 1)?);
     if node.flag("fmod", false)? {
-        return Err(Error::unsupported("Mod with fmod = 1 is not supported yet"));
+        // The remainder with the sign of the dividend: that of the sizes, with its sign.
+        let (sign, x, m) = (cx.b.sign(a)?, cx.b.abs(a)?, cx.b.abs(b)?);
+        let rest = apply(cx, BinaryOp::Mod, x, m)?;
+        let y = cx.b.mul(sign, rest)?;
+        return Ok(cx.one(y));
     }
     let y = apply(cx, BinaryOp::Mod, a, b)?;
     Ok(cx.one(y))
@@ -279,7 +355,7 @@ fn modulo(cx: &mut Cx<'_>, node: &Node<'_>) -> Result<Vec<V>> {
 
 fn bit_shift(cx: &mut Cx<'_>, node: &Node<'_>) -> Result<Vec<V>> {
     let _ = (cx.x(node, 0)?, cx.x(node, 1)?, node.text("direction")?);
-    Err(Error::unsupported("BitShift is not supported yet"))
+    Err(Error::unsupported("bits of integers are not supported"))
 }
 
 fn variadic(cx: &mut Cx<'_>, node: &Node<'_>) -> Result<Vec<V>> {
@@ -340,8 +416,31 @@ fn convert(cx: &mut Cx<'_>, node: &Node<'_>, to: DType) -> Result<Vec<V>> {
         return Ok(vec![v]);
     }
     let x = cx.id(v)?;
-    let y = cx.b.cast(x, to)?;
+    let y = cast_to(cx, x, to)?;
     Ok(cx.one(y))
+}
+
+/// A conversion, by way of quantization with scale 1 where a type is packed.
+fn cast_to(cx: &mut Cx<'_>, x: ValueId, to: DType) -> Result<ValueId> {
+    let from = cx.b.type_of(x).dtype;
+    let mut y = x;
+    if from.is_packed() {
+        let (one, zero) = (cx.b.scalar(DType::F32, 1.0)?, cx.b.scalar(from, 0.0)?);
+        y = cx.b.dequantize(y, one, zero, None)?;
+    }
+    if !to.is_packed() {
+        return cx.b.cast(y, to);
+    }
+    // Toward zero, and then the low four bits.
+    let y = cx.b.cast(y, DType::I32)?;
+    let low = if to == DType::I4 { -8.0 } else { 0.0 };
+    let shifted = cx.b.add_scalar(y, -low)?;
+    let sixteen = cx.like(shifted, 16.0)?;
+    let wrapped = apply(cx, BinaryOp::Mod, shifted, sixteen)?;
+    let y = cx.b.add_scalar(wrapped, low)?;
+    let y = cx.b.cast(y, DType::F32)?;
+    let (one, zero) = (cx.b.scalar(DType::F32, 1.0)?, cx.b.scalar(to, 0.0)?);
+    cx.b.quantize(y, one, zero, None)
 }
 
 fn cast(cx: &mut Cx<'_>, node: &Node<'_>) -> Result<Vec<V>> {

@@ -153,6 +153,9 @@ fn one_hot(cx: &mut Cx<'_>, node: &Node<'_>) -> Result<Vec<V>> {
     let negative = cx.b.less(index, zero)?;
     let wrapped = cx.b.add(index, size)?;
     let index = cx.b.select(negative, wrapped, index)?;
+    // What is out of range on either side is beyond the end.
+    let below = cx.b.less(index, zero)?;
+    let index = cx.b.select(below, size, index)?;
     let op = opt_core::ops::OneHot {
         depth,
         axis,

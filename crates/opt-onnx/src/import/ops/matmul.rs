@@ -91,6 +91,10 @@ fn gemm(cx: &mut Cx<'_>, node: &Node<'_>) -> Result<Vec<V>> {
     if alpha != 1.0 {
         y = cx.b.mul_scalar(y, alpha)?;
     }
+    if node.version < 7 {
+        // Broadcasting had to be asked for.
+        node.int("broadcast")?;
+    }
     if let Some(c) = cx.maybe_x(node, 2)?
         && beta != 0.0
     {

@@ -32,6 +32,8 @@ fn batch_norm(cx: &mut Cx<'_>, node: &Node<'_>) -> Result<Vec<V>> {
     let momentum = 1.0 - node.float_or("momentum", 0.9)?;
     let training = if node.version >= 14 {
         node.flag("training_mode", false)?
+    } else if node.version < 7 {
+        !node.flag("is_test", false)?
     } else {
         node.output_count() > 1
     };

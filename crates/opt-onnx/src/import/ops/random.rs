@@ -16,6 +16,9 @@ pub(super) fn find(op: &str) -> Option<Lower> {
 
 fn dropout(cx: &mut Cx<'_>, node: &Node<'_>) -> Result<Vec<V>> {
     let x = cx.x(node, 0)?;
+    if node.version < 7 && !node.flag("is_test", false)? {
+        return Err(Error::unsupported("dropout in training mode (is_test = 0)"));
+    }
     // An attribute up to opset 11, an input from 12 on.
     let p = match node.float("ratio")? {
         Some(p) => p,

@@ -81,7 +81,7 @@ fn parts(cx: &mut Cx<'_>, node: &Node<'_>, gates: usize) -> Result<Parts> {
             cx.b.constant(zeros)
         }
     };
-    let mut state = |cx: &mut Cx<'_>, at: usize| -> Result<Option<ValueId>> {
+    let state = |cx: &mut Cx<'_>, at: usize| -> Result<Option<ValueId>> {
         match cx.maybe_x(node, at)? {
             Some(s) if batch_first => cx.b.transpose(s, &[1, 0, 2]).map(Some),
             other => Ok(other),
@@ -234,7 +234,8 @@ fn recurrent(cx: &mut Cx<'_>, node: &Node<'_>) -> Result<Vec<V>> {
         "GRU" => {
             let p = parts(cx, node, 3)?;
             let linear_before_reset = node.flag("linear_before_reset", false)?;
-            if !p.plain(cx, &["sigmoid", "tanh"]) {
+            // The op has a kernel for the reset gate after the product.
+            if !linear_before_reset || !p.plain(cx, &["sigmoid", "tanh"]) {
                 return unroll(
                     cx,
                     &p,

@@ -16,6 +16,7 @@ pub(super) fn find(op: &str) -> Option<Lower> {
         "Hardmax" => hardmax,
         "TopK" => top_k,
         "CumSum" => cum_sum,
+        "CumProd" => cum_prod,
         _ => return None,
     })
 }
@@ -268,5 +269,45 @@ fn cum_sum(cx: &mut Cx<'_>, node: &Node<'_>) -> Result<Vec<V>> {
         reverse: node.flag("reverse", false)?,
     };
     let y = cx.b.op(op, &[x])?;
+    Ok(cx.one(y))
+}
+
+/// Entries of a running product, which are multiplied one after the other.
+const MAX_PRODUCT: usize = 1024;
+
+fn cum_prod(cx: &mut Cx<'_>, node: &Node<'_>) -> Result<Vec<V>> {
+    let x = cx.x(node, 0)?;
+    let at = node.input(1)?;
+    let list = cx.integers(at, "the axis")?;
+    let &[at] = &list[..] else {
+        return Err(Error::shape("the axis must be one number"));
+    };
+    let ty = cx.b.type_of(x).clone();
+    let axis = axis(at, ty.rank())?;
+    let exclusive = node.flag("exclusive", false)?;
+    let reverse = node.flag("reverse", false)?;
+    let n = ty.shape[axis].fixed()?;
+    if n == 0 || n > MAX_PRODUCT {
+        return Err(Error::unsupported(format!(
+            "a running product of {n} entries"
+        )));
+    }
+    let mut parts = vec![x; n];
+    let mut product: Option<ValueId> = None;
+    for k in 0..n {
+        let i = if reverse { n - 1 - k } else { k };
+        let entry = cx.b.slice(x, axis, i, i + 1)?;
+        let next = match product {
+            Some(p) => cx.b.mul(p, entry)?,
+            None => entry,
+        };
+        parts[i] = match (exclusive, product) {
+            (false, _) => next,
+            (true, Some(before)) => before,
+            (true, None) => cx.b.full_like(entry, 1.0)?,
+        };
+        product = Some(next);
+    }
+    let y = cx.b.concat(&parts, axis)?;
     Ok(cx.one(y))
 }

@@ -1,0 +1,842 @@
+//! What each op is in ONNX.
+
+use opt_core::ops::{
+    Attention, BinaryOp, Direction, MatMul, Op, PadMode, ReduceOp, ScatterReduction, UnaryOp,
+    Window,
+};
+use opt_core::{DType, Dim, Error, Node, NodeId, Result, Tensor, ValueId};
+
+use super::Cx;
+use super::attributes::{float, int, ints, signed, text};
+use crate::proto::AttributeProto;
+use crate::tensor;
+
+fn older(what: &str, opset: i64) -> Error {
+    Error::unsupported(format!("operator set {opset} has no {what}"))
+}
+
+/// Writes a node, and those that are written together with it.
+pub(super) fn write(cx: &mut Cx<'_>, id: NodeId, node: &Node) -> Result<()> {
+    let name = node.name().to_string();
+    let y = cx.name(node.outputs()[0]);
+    match node.op() {
+        Op::Unary(op) => unary(cx, node, op.op),
+        Op::Binary(op) => binary(cx, node, op.op),
+        Op::MatMul(op) => matmul(cx, id, node, op),
+        Op::Attention(op) => attention(cx, node, op),
+        Op::Where(_) => plain(cx, node, "Where", vec![]),
+        Op::Cast(op) => plain(
+            cx,
+            node,
+            "Cast",
+            vec![int("to", tensor::code(op.dtype)?.into())],
+        ),
+        Op::Identity(_) | Op::StopGradient(_) => plain(cx, node, "Identity", vec![]),
+        Op::Reduce(op) => {
+            let axes = signed(&op.axes);
+            let keep = int("keepdims", op.keepdims.into());
+            let kind = match op.op {
+                ReduceOp::Sum => "ReduceSum",
+                ReduceOp::Mean => "ReduceMean",
+                ReduceOp::Max => "ReduceMax",
+                ReduceOp::Min => "ReduceMin",
+                ReduceOp::Prod => "ReduceProd",
+                other => {
+                    return Err(Error::unsupported(format!(
+                        "the reduction {}",
+                        other.name()
+                    )));
+                }
+            };
+            // The sum took its axes as an input first.
+            if cx.opset >= 18 || kind == "ReduceSum" {
+                let input = cx.read(node.inputs()[0]);
+                let axes = cx.ints(&format!("{name}/axes"), &axes)?;
+                cx.emit(kind, &name, vec![input, axes], vec![y], vec![keep]);
+                Ok(())
+            } else {
+                plain(cx, node, kind, vec![ints("axes", axes), keep])
+            }
+        }
+        Op::ArgReduce(op) => {
+            let kind = if op.largest { "ArgMax" } else { "ArgMin" };
+            let mut attributes = vec![
+                int("axis", op.axis as i64),
+                int("keepdims", op.keepdims.into()),
+            ];
+            if op.last {
+                attributes.push(int("select_last_index", 1));
+            }
+            plain(cx, node, kind, attributes)
+        }
+        Op::TopK(op) => {
+            let input = cx.read(node.inputs()[0]);
+            let k = cx.ints(&format!("{name}/k"), &[op.k as i64])?;
+            let outputs = node.outputs().iter().map(|&o| cx.name(o)).collect();
+            let attributes = vec![
+                int("axis", op.axis as i64),
+                int("largest", op.largest.into()),
+            ];
+            cx.emit("TopK", &name, vec![input, k], outputs, attributes);
+            Ok(())
+        }
+        Op::CumSum(op) => {
+            let input = cx.read(node.inputs()[0]);
+            let axis = cx.constant(&format!("{name}/axis"), Tensor::scalar(op.axis as i64));
+            let attributes = vec![
+                int("exclusive", op.exclusive.into()),
+                int("reverse", op.reverse.into()),
+            ];
+            cx.emit("CumSum", &name, vec![input, axis], vec![y], attributes);
+            Ok(())
+        }
+        Op::Softmax(op) => plain(cx, node, "Softmax", vec![int("axis", op.axis as i64)]),
+        Op::LogSoftmax(op) => plain(cx, node, "LogSoftmax", vec![int("axis", op.axis as i64)]),
+        Op::SoftmaxCrossEntropy(_) => plain(
+            cx,
+            node,
+            "SoftmaxCrossEntropyLoss",
+            vec![text("reduction", "none")],
+        ),
+        Op::Conv(op) => {
+            let mut attributes = window(&op.window);
+            attributes.push(int("group", op.groups as i64));
+            plain(cx, node, "Conv", attributes)
+        }
+        Op::ConvTranspose(op) => {
+            let mut attributes = window(&op.window);
+            attributes.push(int("group", op.groups as i64));
+            attributes.push(ints("output_padding", signed(&op.output_padding)));
+            plain(cx, node, "ConvTranspose", attributes)
+        }
+        Op::MaxPool(op) => {
+            let mut attributes = window(&op.window);
+            attributes.push(ints("kernel_shape", signed(&op.kernel)));
+            attributes.push(int("ceil_mode", op.ceil_mode.into()));
+            plain(cx, node, "MaxPool", attributes)
+        }
+        Op::AvgPool(op) => {
+            let mut attributes = window(&op.window);
+            if cx.opset < 19 {
+                if op.window.dilations.iter().any(|&d| d != 1) {
+                    return Err(older("average pooling with dilations", cx.opset));
+                }
+                attributes.retain(|a| a.name() != "dilations");
+            }
+            attributes.push(ints("kernel_shape", signed(&op.kernel)));
+            attributes.push(int("ceil_mode", op.ceil_mode.into()));
+            attributes.push(int("count_include_pad", op.count_include_pad.into()));
+            plain(cx, node, "AveragePool", attributes)
+        }
+        Op::BatchNorm(op) if !op.training => plain(
+            cx,
+            node,
+            "BatchNormalization",
+            vec![
+                float("epsilon", op.epsilon),
+                float("momentum", 1.0 - op.momentum),
+            ],
+        ),
+        Op::InstanceNorm(op) => plain(
+            cx,
+            node,
+            "InstanceNormalization",
+            vec![float("epsilon", op.epsilon)],
+        ),
+        Op::LayerNorm(op) if cx.opset >= 17 => plain(
+            cx,
+            node,
+            "LayerNormalization",
+            vec![int("axis", op.axis as i64), float("epsilon", op.epsilon)],
+        ),
+        Op::LayerNorm(op) => {
+            let first = node.inputs()[0];
+            let axes: Vec<usize> = (op.axis..cx.ty(first).rank()).collect();
+            let source = cx.read(first);
+            let mean = mean(cx, &name, source.clone(), &axes)?;
+            let centred = cx.helper("Sub", &name, vec![source, mean], vec![]);
+            normalized(cx, node, &name, centred, &axes, op.epsilon)
+        }
+        Op::RmsNorm(op) if cx.opset >= 23 => plain(
+            cx,
+            node,
+            "RMSNormalization",
+            vec![int("axis", op.axis as i64), float("epsilon", op.epsilon)],
+        ),
+        Op::RmsNorm(op) => {
+            let first = node.inputs()[0];
+            let axes: Vec<usize> = (op.axis..cx.ty(first).rank()).collect();
+            let source = cx.read(first);
+            normalized(cx, node, &name, source, &axes, op.epsilon)
+        }
+        Op::GroupNorm(op) if cx.opset >= 21 => plain(
+            cx,
+            node,
+            "GroupNormalization",
+            vec![
+                int("num_groups", op.groups as i64),
+                float("epsilon", op.epsilon),
+            ],
+        ),
+        Op::GroupNorm(_) => Err(older(
+            "group normalization with one scale a channel",
+            cx.opset,
+        )),
+        Op::Reshape(op) => {
+            let from = cx.ty(node.inputs()[0]).shape.clone();
+            let input = cx.read(node.inputs()[0]);
+            let target = cx.reshape_target(&format!("{name}/shape"), &from, &op.shape)?;
+            let zero = op.shape.fixed().is_ok_and(|s| s.contains(&0));
+            if zero && cx.opset < 14 {
+                return Err(older("reshape to an empty shape", cx.opset));
+            }
+            let attributes = if zero {
+                vec![int("allowzero", 1)]
+            } else {
+                vec![]
+            };
+            cx.emit("Reshape", &name, vec![input, target], vec![y], attributes);
+            Ok(())
+        }
+        Op::Transpose(op) => plain(cx, node, "Transpose", vec![ints("perm", signed(&op.perm))]),
+        Op::Slice(op) => {
+            let shape = cx.ty(node.inputs()[0]).shape.clone();
+            let mut ends = Vec::new();
+            for (i, &end) in op.ends.iter().enumerate() {
+                // Before the first entry is no index of its own: counted from the end it is.
+                ends.push(if end < 0 {
+                    -(shape[op.axes[i]].fixed()? as i64) - 1
+                } else {
+                    end as i64
+                });
+            }
+            let starts: Vec<i64> = op.starts.iter().map(|&s| s as i64).collect();
+            let steps: Vec<i64> = op.steps.iter().map(|&s| s as i64).collect();
+            let input = cx.read(node.inputs()[0]);
+            let inputs = vec![
+                input,
+                cx.ints(&format!("{name}/starts"), &starts)?,
+                cx.ints(&format!("{name}/ends"), &ends)?,
+                cx.ints(&format!("{name}/axes"), &signed(&op.axes))?,
+                cx.ints(&format!("{name}/steps"), &steps)?,
+            ];
+            cx.emit("Slice", &name, inputs, vec![y], vec![]);
+            Ok(())
+        }
+        Op::Concat(op) => plain(cx, node, "Concat", vec![int("axis", op.axis as i64)]),
+        Op::Split(op) => {
+            let input = cx.read(node.inputs()[0]);
+            let sizes = cx.ints(&format!("{name}/split"), &signed(&op.sizes))?;
+            let outputs = node.outputs().iter().map(|&o| cx.name(o)).collect();
+            let attributes = vec![int("axis", op.axis as i64)];
+            cx.emit("Split", &name, vec![input, sizes], outputs, attributes);
+            Ok(())
+        }
+        Op::Pad(op) => {
+            let input = cx.read(node.inputs()[0]);
+            let pads: Vec<i64> = signed(&op.begin)
+                .into_iter()
+                .chain(signed(&op.end))
+                .collect();
+            let mut inputs = vec![input, cx.ints(&format!("{name}/pads"), &pads)?];
+            let mode = match op.mode {
+                PadMode::Constant(value) => {
+                    inputs.push(cx.scalar(&format!("{name}/value"), node.inputs()[0], value)?);
+                    "constant"
+                }
+                PadMode::Reflect => "reflect",
+                PadMode::Edge => "edge",
+                _ => return Err(Error::unsupported("the padding mode")),
+            };
+            cx.emit("Pad", &name, inputs, vec![y], vec![text("mode", mode)]);
+            Ok(())
+        }
+        Op::Expand(op) => {
+            let from = cx.ty(node.inputs()[0]).shape.clone();
+            let lead = op.shape.rank() - from.rank();
+            // A size that is there already needs no mention.
+            let target = op.shape.dims().iter().enumerate().map(|(i, d)| {
+                let there = i >= lead && from[i - lead] == *d && d.as_fixed().is_none();
+                if there { Dim::Fixed(1) } else { d.clone() }
+            });
+            let target = opt_core::Shape::new(target);
+            let input = cx.read(node.inputs()[0]);
+            let target = cx.shape(&format!("{name}/shape"), &target)?;
+            cx.emit("Expand", &name, vec![input, target], vec![y], vec![]);
+            Ok(())
+        }
+        Op::Tile(op) => {
+            let input = cx.read(node.inputs()[0]);
+            let repeats = cx.ints(&format!("{name}/repeats"), &signed(&op.repeats))?;
+            cx.emit("Tile", &name, vec![input, repeats], vec![y], vec![]);
+            Ok(())
+        }
+        Op::Squeeze(op) => with_axes(cx, node, "Squeeze", &op.axes),
+        Op::Unsqueeze(op) => with_axes(cx, node, "Unsqueeze", &op.axes),
+        Op::Gather(op) => plain(cx, node, "Gather", vec![int("axis", op.axis as i64)]),
+        Op::GatherElements(op) => plain(
+            cx,
+            node,
+            "GatherElements",
+            vec![int("axis", op.axis as i64)],
+        ),
+        Op::ScatterElements(op) => {
+            let mut attributes = vec![int("axis", op.axis as i64)];
+            match op.reduction {
+                ScatterReduction::None => {}
+                ScatterReduction::Add if cx.opset >= 16 => {
+                    attributes.push(text("reduction", "add"))
+                }
+                _ => return Err(older("this scatter with a reduction", cx.opset)),
+            }
+            plain(cx, node, "ScatterElements", attributes)
+        }
+        Op::OneHot(op) => {
+            let input = cx.read(node.inputs()[0]);
+            let depth = cx.ints(&format!("{name}/depth"), &[op.depth as i64])?;
+            let values = Tensor::from_f64s(op.dtype, [2], &[0.0, 1.0])?;
+            let values = cx.constant(&format!("{name}/values"), values);
+            let attributes = vec![int("axis", op.axis as i64)];
+            cx.emit(
+                "OneHot",
+                &name,
+                vec![input, depth, values],
+                vec![y],
+                attributes,
+            );
+            Ok(())
+        }
+        Op::Lstm(op) => recurrent(cx, node, "LSTM", op.hidden, op.direction, vec![]),
+        Op::Gru(op) => {
+            let linear = int("linear_before_reset", op.linear_before_reset.into());
+            recurrent(cx, node, "GRU", op.hidden, op.direction, vec![linear])
+        }
+        Op::Dropout(op) if !op.training => {
+            let input = cx.read(node.inputs()[0]);
+            let ratio = cx.constant(&format!("{name}/ratio"), Tensor::scalar(op.p as f32));
+            let seed = int("seed", op.seed as i64);
+            cx.emit("Dropout", &name, vec![input, ratio], vec![y], vec![seed]);
+            Ok(())
+        }
+        Op::Quantize(op) => {
+            check_quantized(cx, op.dtype, op.block)?;
+            let attributes = grid(op.axis, op.block);
+            plain(cx, node, "QuantizeLinear", attributes)
+        }
+        Op::Dequantize(op) => {
+            let q = node.inputs()[0];
+            check_quantized(cx, cx.ty(q).dtype, op.block)?;
+            // Written where it is read, if a product of integers takes its place.
+            if node
+                .outputs()
+                .iter()
+                .all(|&o| integer_reader(cx, o).is_some())
+            {
+                return Ok(());
+            }
+            let mut inputs = cx.read_all(node.inputs());
+            // An `i32` takes no zero point.
+            if cx.ty(q).dtype == DType::I32 {
+                let zero = cx.graph.value(node.inputs()[2]).tensor();
+                if !zero.is_some_and(|z| z.to_f64s().iter().all(|&v| v == 0.0)) {
+                    return Err(Error::unsupported("i32 with a zero point other than 0"));
+                }
+                inputs.truncate(2);
+            }
+            cx.emit(
+                "DequantizeLinear",
+                &name,
+                inputs,
+                vec![y],
+                grid(op.axis, op.block),
+            );
+            Ok(())
+        }
+        Op::DynamicQuantize(_) => {
+            let input = cx.read(node.inputs()[0]);
+            let outputs = node.outputs().iter().map(|&o| cx.name(o)).collect();
+            cx.emit("DynamicQuantizeLinear", &name, vec![input], outputs, vec![]);
+            Ok(())
+        }
+        Op::Sizes(op) => {
+            let shape = cx.shape(&format!("{name}/sizes"), &op.dims)?;
+            cx.emit("Identity", &name, vec![shape], vec![y], vec![]);
+            Ok(())
+        }
+        Op::Iota(op) => {
+            let len = cx.size(&format!("{name}/len"), &op.len.expr())?;
+            let scalar = cx.ints(&format!("{name}/scalar"), &[])?;
+            let len = cx.helper("Reshape", &name, vec![len, scalar], vec![]);
+            let zero = cx.constant(&format!("{name}/start"), Tensor::scalar(0i64));
+            let one = cx.constant(&format!("{name}/delta"), Tensor::scalar(1i64));
+            cx.emit("Range", &name, vec![zero, len, one], vec![y], vec![]);
+            Ok(())
+        }
+        Op::BatchNorm(_) | Op::Dropout(_) | Op::Assign(_) => Err(Error::unsupported(
+            "it belongs to training; apply the pass `EvalMode` first",
+        )),
+        Op::FakeQuantize(_) => Err(Error::unsupported(
+            "it belongs to quantization-aware training; apply the pass `ConvertQat` first",
+        )),
+        _ => Err(Error::unsupported("ONNX has no counterpart of it")),
+    }
+}
+
+/// One node with the op's inputs and outputs as they are.
+fn plain(cx: &mut Cx<'_>, node: &Node, op: &str, attributes: Vec<AttributeProto>) -> Result<()> {
+    let inputs = cx.read_all(node.inputs());
+    let outputs = node.outputs().iter().map(|&o| cx.name(o)).collect();
+    cx.emit(op, node.name(), inputs, outputs, attributes);
+    Ok(())
+}
+
+fn with_axes(cx: &mut Cx<'_>, node: &Node, op: &str, axes: &[usize]) -> Result<()> {
+    let input = cx.read(node.inputs()[0]);
+    let axes = cx.ints(&format!("{}/axes", node.name()), &signed(axes))?;
+    let y = cx.name(node.outputs()[0]);
+    cx.emit(op, node.name(), vec![input, axes], vec![y], vec![]);
+    Ok(())
+}
+
+fn window(window: &Window) -> Vec<AttributeProto> {
+    let pads = signed(&window.pads_begin)
+        .into_iter()
+        .chain(signed(&window.pads_end));
+    vec![
+        ints("strides", signed(&window.strides)),
+        ints("pads", pads),
+        ints("dilations", signed(&window.dilations)),
+    ]
+}
+
+fn grid(axis: Option<usize>, block: Option<usize>) -> Vec<AttributeProto> {
+    let mut attributes = Vec::new();
+    if let Some(axis) = axis {
+        attributes.push(int("axis", axis as i64));
+    }
+    if let Some(block) = block {
+        attributes.push(int("block_size", block as i64));
+    }
+    attributes
+}
+
+fn check_quantized(cx: &Cx<'_>, dtype: DType, block: Option<usize>) -> Result<()> {
+    if cx.opset < 21 && (dtype.is_packed() || block.is_some()) {
+        return Err(older(
+            "4-bit integers or blocks; export to 21 or newer",
+            cx.opset,
+        ));
+    }
+    Ok(())
+}
+
+/// The mean over axes that stay with size 1.
+fn mean(cx: &mut Cx<'_>, base: &str, x: String, axes: &[usize]) -> Result<String> {
+    if cx.opset >= 18 {
+        let axes = cx.ints(&format!("{base}/axes"), &signed(axes))?;
+        Ok(cx.helper("ReduceMean", base, vec![x, axes], vec![]))
+    } else {
+        Ok(cx.helper(
+            "ReduceMean",
+            base,
+            vec![x],
+            vec![ints("axes", signed(axes))],
+        ))
+    }
+}
+
+/// `x / sqrt(mean(x^2) + epsilon)` times the scale, plus the bias if there is one.
+fn normalized(
+    cx: &mut Cx<'_>,
+    node: &Node,
+    base: &str,
+    x: String,
+    axes: &[usize],
+    epsilon: f64,
+) -> Result<()> {
+    let square = cx.helper("Mul", base, vec![x.clone(), x.clone()], vec![]);
+    let mean = mean(cx, base, square, axes)?;
+    let epsilon = cx.scalar(&format!("{base}/epsilon"), node.inputs()[0], epsilon)?;
+    let sum = cx.helper("Add", base, vec![mean, epsilon], vec![]);
+    let root = cx.helper("Sqrt", base, vec![sum], vec![]);
+    let y = cx.helper("Div", base, vec![x, root], vec![]);
+    let scale = cx.read(node.inputs()[1]);
+    let out = cx.name(node.outputs()[0]);
+    match node.inputs().get(2) {
+        None => cx.emit("Mul", base, vec![y, scale], vec![out], vec![]),
+        Some(&bias) => {
+            let scaled = cx.helper("Mul", base, vec![y, scale], vec![]);
+            let bias = cx.read(bias);
+            cx.emit("Add", base, vec![scaled, bias], vec![out], vec![]);
+        }
+    }
+    Ok(())
+}
+
+fn unary(cx: &mut Cx<'_>, node: &Node, op: UnaryOp) -> Result<()> {
+    let name = node.name().to_string();
+    let x = node.inputs()[0];
+    let out = cx.name(node.outputs()[0]);
+    let attributes = match op {
+        UnaryOp::LeakyRelu { alpha } | UnaryOp::Elu { alpha } => vec![float("alpha", alpha)],
+        UnaryOp::HardSigmoid { alpha, beta } => vec![float("alpha", alpha), float("beta", beta)],
+        UnaryOp::Gelu { tanh } if cx.opset >= 20 => {
+            let kind = if tanh { "tanh" } else { "none" };
+            vec![text("approximate", kind)]
+        }
+        UnaryOp::Gelu { tanh } => {
+            let source = cx.read(x);
+            let inner = if tanh {
+                let square = cx.helper("Mul", &name, vec![source.clone(), source.clone()], vec![]);
+                let c = cx.scalar(&format!("{name}/cubic"), x, 0.044_715)?;
+                let small = cx.helper("Mul", &name, vec![square, c], vec![]);
+                let one = cx.scalar(&format!("{name}/one"), x, 1.0)?;
+                let factor = cx.helper("Add", &name, vec![small, one], vec![]);
+                let poly = cx.helper("Mul", &name, vec![source.clone(), factor], vec![]);
+                let root = (2.0 / std::f64::consts::PI).sqrt();
+                let c = cx.scalar(&format!("{name}/root"), x, root)?;
+                let scaled = cx.helper("Mul", &name, vec![poly, c], vec![]);
+                cx.helper("Tanh", &name, vec![scaled], vec![])
+            } else {
+                let c = cx.scalar(&format!("{name}/root"), x, std::f64::consts::SQRT_2)?;
+                let scaled = cx.helper("Div", &name, vec![source.clone(), c], vec![]);
+                cx.helper("Erf", &name, vec![scaled], vec![])
+            };
+            let one = cx.scalar(&format!("{name}/one"), x, 1.0)?;
+            let sum = cx.helper("Add", &name, vec![inner, one], vec![]);
+            let product = cx.helper("Mul", &name, vec![source, sum], vec![]);
+            let half = cx.scalar(&format!("{name}/half"), x, 0.5)?;
+            cx.emit("Mul", &name, vec![product, half], vec![out], vec![]);
+            return Ok(());
+        }
+        UnaryOp::Silu if cx.opset >= 24 => {
+            let source = cx.read(x);
+            cx.emit("Swish", &name, vec![source], vec![out], vec![]);
+            return Ok(());
+        }
+        UnaryOp::Silu => {
+            let source = cx.read(x);
+            let gate = cx.helper("Sigmoid", &name, vec![source.clone()], vec![]);
+            cx.emit("Mul", &name, vec![source, gate], vec![out], vec![]);
+            return Ok(());
+        }
+        UnaryOp::HardSwish if cx.opset < 14 => {
+            let source = cx.read(x);
+            let slopes = vec![float("alpha", 1.0 / 6.0), float("beta", 0.5)];
+            let gate = cx.helper("HardSigmoid", &name, vec![source.clone()], slopes);
+            cx.emit("Mul", &name, vec![source, gate], vec![out], vec![]);
+            return Ok(());
+        }
+        UnaryOp::Mish if cx.opset < 18 => {
+            let source = cx.read(x);
+            let soft = cx.helper("Softplus", &name, vec![source.clone()], vec![]);
+            let t = cx.helper("Tanh", &name, vec![soft], vec![]);
+            cx.emit("Mul", &name, vec![source, t], vec![out], vec![]);
+            return Ok(());
+        }
+        UnaryOp::Log1p => {
+            let source = cx.read(x);
+            let one = cx.scalar(&format!("{name}/one"), x, 1.0)?;
+            let sum = cx.helper("Add", &name, vec![source, one], vec![]);
+            cx.emit("Log", &name, vec![sum], vec![out], vec![]);
+            return Ok(());
+        }
+        UnaryOp::Expm1 => {
+            let source = cx.read(x);
+            let e = cx.helper("Exp", &name, vec![source], vec![]);
+            let one = cx.scalar(&format!("{name}/one"), x, 1.0)?;
+            cx.emit("Sub", &name, vec![e, one], vec![out], vec![]);
+            return Ok(());
+        }
+        _ => vec![],
+    };
+    plain(cx, node, op.name(), attributes)
+}
+
+fn binary(cx: &mut Cx<'_>, node: &Node, op: BinaryOp) -> Result<()> {
+    let name = node.name().to_string();
+    let (a, b) = (node.inputs()[0], node.inputs()[1]);
+    let out = cx.name(node.outputs()[0]);
+    match op {
+        BinaryOp::NotEqual => {
+            let inputs = cx.read_all(node.inputs());
+            let equal = cx.helper("Equal", &name, inputs, vec![]);
+            cx.emit("Not", &name, vec![equal], vec![out], vec![]);
+            Ok(())
+        }
+        // ONNX has Python's remainder for integers only.
+        BinaryOp::Mod if cx.ty(a).dtype.is_float() => {
+            let (x, y) = (cx.read(a), cx.read(b));
+            let quotient = cx.helper("Div", &name, vec![x.clone(), y.clone()], vec![]);
+            let floor = cx.helper("Floor", &name, vec![quotient], vec![]);
+            let whole = cx.helper("Mul", &name, vec![floor, y], vec![]);
+            cx.emit("Sub", &name, vec![x, whole], vec![out], vec![]);
+            Ok(())
+        }
+        _ => plain(cx, node, op.name(), vec![]),
+    }
+}
+
+fn recurrent(
+    cx: &mut Cx<'_>,
+    node: &Node,
+    op: &str,
+    hidden: usize,
+    direction: Direction,
+    mut attributes: Vec<AttributeProto>,
+) -> Result<()> {
+    let mut inputs = cx.read_all(node.inputs());
+    if inputs.len() > 4 {
+        // No lengths: every sequence has all steps.
+        inputs.insert(4, String::new());
+    }
+    let way = match direction {
+        Direction::Reverse => "reverse",
+        Direction::Bidirectional => "bidirectional",
+        _ => "forward",
+    };
+    attributes.extend([int("hidden_size", hidden as i64), text("direction", way)]);
+    let outputs = node.outputs().iter().map(|&o| cx.name(o)).collect();
+    cx.emit(op, node.name(), inputs, outputs, attributes);
+    Ok(())
+}
+
+/// The product of integers that a dequantized value goes to, if its only reader is one.
+fn integer_reader(cx: &Cx<'_>, value: ValueId) -> Option<NodeId> {
+    let reader = cx.only_reader(value)?;
+    let node = cx.graph.node(reader);
+    matches!(node.op(), Op::MatMul(_))
+        .then(|| integer_product(cx, node))
+        .flatten()
+        .map(|_| reader)
+}
+
+/// The parts of a product of a value quantized at run time and a quantized weight.
+struct IntegerProduct {
+    a: [ValueId; 3],
+    b: [ValueId; 3],
+}
+
+fn integer_product(cx: &Cx<'_>, node: &Node) -> Option<IntegerProduct> {
+    let Op::MatMul(MatMul {
+        trans_a: false,
+        trans_b,
+    }) = node.op()
+    else {
+        return None;
+    };
+    let parts = |v: ValueId| -> Option<([ValueId; 3], Option<usize>)> {
+        // Dequantized for this product alone, or it has to be written for the others.
+        cx.only_reader(v)?;
+        match cx.maker(v)? {
+            (_, Op::Dequantize(op), inputs) if op.block.is_none() => {
+                Some(([inputs[0], inputs[1], inputs[2]], op.axis))
+            }
+            _ => None,
+        }
+    };
+    let (a, axis_a) = parts(node.inputs()[0])?;
+    let (b, axis_b) = parts(node.inputs()[1])?;
+    let dynamic = matches!(cx.maker(a[0]), Some((_, Op::DynamicQuantize(_), _)));
+    let weight = cx.graph.value(b[0]);
+    let columns = usize::from(!*trans_b);
+    let fits = dynamic
+        && axis_a.is_none()
+        && weight.tensor().is_some()
+        && cx.graph.value(b[1]).tensor().is_some()
+        && cx.graph.value(b[2]).tensor().is_some()
+        && weight.ty().rank() == 2
+        && matches!(weight.ty().dtype, DType::I8 | DType::U8)
+        && axis_b.is_none_or(|axis| axis == columns)
+        // Written as `[K, N]`, which only this product may then read.
+        && (!*trans_b || cx.only_reader(b[0]).is_some());
+    fits.then_some(IntegerProduct { a, b })
+}
+
+/// The addition of a bias that a product is written together with.
+fn bias_of(cx: &Cx<'_>, product: ValueId) -> Option<(NodeId, ValueId, ValueId)> {
+    let reader = cx.only_reader(product)?;
+    let node = cx.graph.node(reader);
+    let Op::Binary(op) = node.op() else {
+        return None;
+    };
+    if op.op != BinaryOp::Add || node.inputs()[0] == node.inputs()[1] {
+        return None;
+    }
+    let bias = if node.inputs()[0] == product {
+        node.inputs()[1]
+    } else {
+        node.inputs()[0]
+    };
+    // Only what is there before the product: an initializer.
+    let value = cx.graph.value(bias);
+    let out = cx.ty(product);
+    let width = &out.shape.dims()[out.rank() - 1];
+    let is_row = value.ty().rank() == 1 && (value.ty().shape[0] == *width);
+    (value.tensor().is_some() && is_row).then(|| (reader, bias, node.outputs()[0]))
+}
+
+fn matmul(cx: &mut Cx<'_>, _: NodeId, node: &Node, op: &MatMul) -> Result<()> {
+    let name = node.name().to_string();
+    let (a, b) = (node.inputs()[0], node.inputs()[1]);
+    let product = node.outputs()[0];
+    if let Some(parts) = integer_product(cx, node) {
+        return matmul_integer(cx, node, op, &parts);
+    }
+    let matrices = cx.ty(a).rank() == 2 && cx.ty(b).rank() == 2;
+    let float32 = cx.ty(a).dtype.is_float();
+    if matrices && float32 {
+        let attributes = || {
+            let mut list = Vec::new();
+            if op.trans_a {
+                list.push(int("transA", 1));
+            }
+            if op.trans_b {
+                list.push(int("transB", 1));
+            }
+            list
+        };
+        if let Some((reader, bias, out)) = bias_of(cx, product) {
+            // Named after the node whose output it has.
+            let name = cx.graph.node(reader).name().to_string();
+            let inputs = cx.read_all(&[a, b, bias]);
+            let out = cx.name(out);
+            cx.fused.insert(reader);
+            cx.emit("Gemm", &name, inputs, vec![out], attributes());
+            return Ok(());
+        }
+        if op.trans_a || op.trans_b {
+            let inputs = cx.read_all(&[a, b]);
+            let out = cx.name(product);
+            cx.emit("Gemm", &name, inputs, vec![out], attributes());
+            return Ok(());
+        }
+    }
+    let mut inputs = Vec::new();
+    for (x, transposed) in [(a, op.trans_a), (b, op.trans_b)] {
+        let source = cx.read(x);
+        inputs.push(if transposed {
+            let rank = cx.ty(x).rank();
+            let mut perm: Vec<usize> = (0..rank).collect();
+            perm.swap(rank - 1, rank - 2);
+            cx.helper(
+                "Transpose",
+                &name,
+                vec![source],
+                vec![ints("perm", signed(&perm))],
+            )
+        } else {
+            source
+        });
+    }
+    let out = cx.name(product);
+    cx.emit("MatMul", &name, inputs, vec![out], vec![]);
+    Ok(())
+}
+
+/// The form that ONNX Runtime has kernels for: a product of integers, scaled.
+fn matmul_integer(cx: &mut Cx<'_>, node: &Node, op: &MatMul, parts: &IntegerProduct) -> Result<()> {
+    let name = node.name().to_string();
+    let [qa, sa, za] = parts.a;
+    let [qb, sb, zb] = parts.b;
+    let (qa, sa, za) = (cx.read(qa), cx.read(sa), cx.read(za));
+    let weight = if op.trans_b {
+        let content = cx.graph.value(qb).tensor().expect("checked by the caller");
+        let base = cx.graph.value(qb).name().to_string();
+        cx.constant(&base, content.transpose(&[1, 0])?.contiguous())
+    } else {
+        cx.read(qb)
+    };
+    let (sb, zb) = (cx.read(sb), cx.read(zb));
+    let sum = cx.helper("MatMulInteger", &name, vec![qa, weight, za, zb], vec![]);
+    let to = int("to", tensor::code(DType::F32)?.into());
+    let sum = cx.helper("Cast", &name, vec![sum], vec![to]);
+    let scale = cx.helper("Mul", &name, vec![sa, sb], vec![]);
+    let out = cx.name(node.outputs()[0]);
+    cx.emit("Mul", &name, vec![sum, scale], vec![out], vec![]);
+    Ok(())
+}
+
+fn attention(cx: &mut Cx<'_>, node: &Node, op: &Attention) -> Result<()> {
+    let name = node.name().to_string();
+    let (q, k, v) = (node.inputs()[0], node.inputs()[1], node.inputs()[2]);
+    let mask = node.inputs().get(3).copied();
+    let scale = op.scale_for(cx.ty(q))?;
+    let rank = cx.ty(q).rank();
+    let out = cx.name(node.outputs()[0]);
+    let full_mask = mask.is_none_or(|m| {
+        let (m, s) = (&cx.ty(m).shape, &cx.ty(q).shape);
+        m.rank() >= 2 && m[m.rank() - 2] == s[rank - 2]
+    });
+    if cx.opset >= 23 && rank == 4 && full_mask {
+        let inputs = cx.read_all(node.inputs());
+        let mut attributes = vec![float("scale", scale)];
+        if op.causal {
+            attributes.push(int("is_causal", 1));
+        }
+        cx.emit("Attention", &name, inputs, vec![out], attributes);
+        return Ok(());
+    }
+    let (query, key, value) = (cx.read(q), cx.read(k), cx.read(v));
+    let mut perm: Vec<usize> = (0..rank).collect();
+    perm.swap(rank - 1, rank - 2);
+    let key = cx.helper(
+        "Transpose",
+        &name,
+        vec![key],
+        vec![ints("perm", signed(&perm))],
+    );
+    let factor = cx.scalar(&format!("{name}/scale"), q, scale)?;
+    let query = cx.helper("Mul", &name, vec![query, factor], vec![]);
+    let mut scores = cx.helper("MatMul", &name, vec![query, key], vec![]);
+    // Left out entries get the lowest number and, after the softmax, exactly nothing: a query
+    // that sees no key then gives zeros, as the op does.
+    let mut seen: Vec<String> = Vec::new();
+    if op.causal {
+        let (l, s) = (
+            cx.ty(q).shape[rank - 2].expr(),
+            cx.ty(k).shape[rank - 2].expr(),
+        );
+        let count = |cx: &mut Cx<'_>, size: &opt_core::SizeExpr| -> Result<String> {
+            let len = cx.size(&format!("{name}/len"), size)?;
+            let scalar = cx.ints(&format!("{name}/scalar"), &[])?;
+            let len = cx.helper("Reshape", &name, vec![len, scalar], vec![]);
+            let zero = cx.constant(&format!("{name}/start"), Tensor::scalar(0i64));
+            let one = cx.constant(&format!("{name}/delta"), Tensor::scalar(1i64));
+            Ok(cx.helper("Range", &name, vec![zero, len, one], vec![]))
+        };
+        let (rows, columns) = (count(cx, &l)?, count(cx, &s)?);
+        let axis = cx.ints(&format!("{name}/axis"), &[1])?;
+        let rows = cx.helper("Unsqueeze", &name, vec![rows, axis], vec![]);
+        seen.push(cx.helper("LessOrEqual", &name, vec![columns, rows], vec![]));
+    }
+    if let Some(m) = mask {
+        let read = cx.read(m);
+        if cx.ty(m).dtype == DType::Bool {
+            seen.push(read);
+        } else {
+            scores = cx.helper("Add", &name, vec![scores, read], vec![]);
+        }
+    }
+    let lowest = match cx.ty(q).dtype {
+        DType::F16 => -65504.0,
+        DType::BF16 => -3.38e38,
+        _ => f64::from(f32::MIN),
+    };
+    for condition in &seen {
+        let low = cx.scalar(&format!("{name}/lowest"), q, lowest)?;
+        scores = cx.helper("Where", &name, vec![condition.clone(), scores, low], vec![]);
+    }
+    let mut p = cx.helper(
+        "Softmax",
+        &name,
+        vec![scores],
+        vec![int("axis", rank as i64 - 1)],
+    );
+    for condition in seen {
+        let zero = cx.scalar(&format!("{name}/zero"), q, 0.0)?;
+        p = cx.helper("Where", &name, vec![condition, p, zero], vec![]);
+    }
+    cx.emit("MatMul", &name, vec![p, value], vec![out], vec![]);
+    Ok(())
+}
