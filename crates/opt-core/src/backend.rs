@@ -91,7 +91,44 @@ pub fn bindings_of(graph: &Graph, inputs: &[Tensor]) -> Result<Bindings> {
             }
         }
     }
+    // Sizes computed from a symbol say what it is where no input has it plainly.
+    for (&id, tensor) in graph.inputs().iter().zip(inputs) {
+        let value = graph.value(id);
+        for (dim, &size) in value.ty().shape.dims().iter().zip(tensor.shape()) {
+            let Dim::Expr(expr) = dim else { continue };
+            if let Some((symbol, n)) = solve(&expr.bind(&bindings)?, size) {
+                bindings.insert(symbol, n);
+            }
+            if dim.bind(&bindings)?.as_fixed() != Some(size) {
+                return Err(Error::shape(format!(
+                    "expected {}, found {}{:?}",
+                    value.ty(),
+                    tensor.dtype(),
+                    tensor.shape()
+                ))
+                .at(value.name().to_string()));
+            }
+        }
+    }
     Ok(bindings)
+}
+
+/// The symbol of `k * symbol + c`, and its value where that is `size`.
+fn solve(expr: &crate::SizeExpr, size: usize) -> Option<(Symbol, usize)> {
+    let [symbol] = &expr.symbols()[..] else {
+        return None;
+    };
+    let at = |n: usize| -> Option<i64> {
+        let bound = expr.bind(&[(symbol.clone(), n)].into()).ok()?;
+        bound.as_constant()
+    };
+    let (zero, one) = (at(0)?, at(1)?);
+    let slope = one.checked_sub(zero).filter(|&k| k > 0)?;
+    let gap = i64::try_from(size).ok()?.checked_sub(zero)?;
+    let n = usize::try_from(gap / slope)
+        .ok()
+        .filter(|_| gap % slope == 0)?;
+    (at(n)? == size as i64).then(|| (symbol.clone(), n))
 }
 
 /// A compiled graph: the plan and packed weights, shared between threads.

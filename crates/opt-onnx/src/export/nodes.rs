@@ -770,7 +770,10 @@ fn attention(cx: &mut Cx<'_>, node: &Node, op: &Attention) -> Result<()> {
     });
     if cx.opset >= 23 && rank == 4 && full_mask {
         let inputs = cx.read_all(node.inputs());
-        let mut attributes = vec![float("scale", scale)];
+        let mut attributes = Vec::new();
+        if let Some(scale) = op.scale {
+            attributes.push(float("scale", scale));
+        }
         if op.causal {
             attributes.push(int("is_causal", 1));
         }

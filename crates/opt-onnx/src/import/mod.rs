@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::path::Path;
 
 use bytes::Bytes;
+use opt_core::graph::Bindings;
 use opt_core::{
     DType, Dim, Error, ErrorKind, Graph, GraphBuilder, Result, ResultExt, Shape, SizeExpr, Symbol,
     Tensor, TensorType, ValueId,
@@ -72,7 +73,7 @@ impl Importer {
     ///
     /// It is used only where the graph needs it while it is built; the graph is then valid for
     /// this content, and lists the values concerned under `onnx.specialized` in its metadata. The
-    /// input stays an input.
+    /// input stays an input, of the content's sizes.
     #[must_use]
     pub fn known_input(mut self, name: impl Into<String>, content: Tensor) -> Importer {
         self.known.insert(name.into(), content);
@@ -108,6 +109,23 @@ impl Importer {
             Error::new(ErrorKind::Format, format!("not an ONNX model: {e}")).with_source(e)
         })?;
         self.convert(&model, source)
+    }
+
+    /// The sizes that symbols are bound to: those given, and those of inputs whose content is.
+    fn bindings(&self, graph: &GraphProto) -> Bindings {
+        let given = self.dims.iter().map(|(name, &n)| (Symbol::new(name), n));
+        let mut bindings: Bindings = given.collect();
+        for input in &graph.input {
+            let (Some(content), Ok(ty)) = (self.known.get(input.name()), input_type(input)) else {
+                continue;
+            };
+            for (dim, &n) in ty.shape.dims().iter().zip(content.shape()) {
+                if let Dim::Symbol(s) = dim {
+                    bindings.entry(s.clone()).or_insert(n);
+                }
+            }
+        }
+        bindings
     }
 
     fn convert(&self, model: &ModelProto, source: &Source) -> Result<Graph> {
@@ -148,6 +166,7 @@ impl Importer {
             functions,
             source,
             refused: Vec::new(),
+            sequences: HashMap::new(),
             specialized: BTreeSet::new(),
             path: Vec::new(),
             depth: 0,
@@ -232,6 +251,8 @@ pub(crate) struct Cx<'m> {
     functions: HashMap<FunctionId, &'m FunctionProto>,
     source: &'m Source,
     refused: Vec<Refused>,
+    /// The parts of values that are sequences of tensors; nothing else may read those.
+    sequences: HashMap<V, Vec<V>>,
     specialized: BTreeSet<String>,
     /// The names of the nodes that this place is inside of.
     path: Vec<String>,
@@ -246,6 +267,7 @@ impl<'m> Cx<'m> {
         let mut unbound: BTreeSet<&str> = importer.dims.keys().map(String::as_str).collect();
         let mut symbols = BTreeSet::new();
         let mut refused = Vec::new();
+        let bindings = importer.bindings(graph);
         for input in &graph.input {
             let name = input.name();
             // Up to IR version 3 every initializer is listed as an input too.
@@ -260,24 +282,13 @@ impl<'m> Cx<'m> {
                 }
                 Err(e) => return Err(e.at(format!("input `{name}`"))),
             };
-            let dims: Shape = ty
-                .shape
-                .dims()
-                .iter()
-                .map(|dim| match dim {
-                    Dim::Symbol(s) => {
-                        symbols.insert(s.as_str().to_string());
-                        match importer.dims.get_key_value(s.as_str()) {
-                            Some((key, &size)) => {
-                                unbound.remove(key.as_str());
-                                Dim::Fixed(size)
-                            }
-                            None => dim.clone(),
-                        }
-                    }
-                    other => other.clone(),
-                })
-                .collect();
+            for dim in ty.shape.dims() {
+                for symbol in dim.expr().symbols() {
+                    unbound.remove(symbol.as_str());
+                    symbols.insert(symbol.as_str().to_string());
+                }
+            }
+            let dims = ty.shape.bind(&bindings).at(|| format!("input `{name}`"))?;
             let ty = ty.with_shape(dims);
             let known = importer.known.get(name);
             if let Some(content) = known {
@@ -746,6 +757,11 @@ impl<'m> Cx<'m> {
 
     /// The graph's value of a value, made of its content if it has none yet.
     pub(crate) fn id(&mut self, v: V) -> Result<ValueId> {
+        if self.sequences.contains_key(&v) {
+            return Err(Error::unsupported(
+                "sequences of tensors are not supported here",
+            ));
+        }
         if let Some(id) = self.vals[v].id {
             return Ok(id);
         }
@@ -1002,6 +1018,48 @@ fn substitute<'a>(
     Ok(out)
 }
 
+/// A named dimension; PyTorch's exporter writes expressions such as `4*h + 1`.
+fn dim_param(text: &str) -> Dim {
+    let name = || Dim::Symbol(Symbol::new(text));
+    let compact: String = text.chars().filter(|c| !c.is_whitespace()).collect();
+    let is_name = |t: &str| {
+        t.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
+            && t.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
+    };
+    if is_name(&compact) {
+        return name();
+    }
+    // A sum of products; whatever else there is, is a name like any other.
+    let mut sum = SizeExpr::default();
+    for term in compact
+        .replace('-', "+-1*")
+        .split('+')
+        .filter(|t| !t.is_empty())
+    {
+        let mut product = SizeExpr::from(1);
+        for factor in term.split('*') {
+            let factor = match factor.parse::<i64>() {
+                Ok(n) => n.into(),
+                Err(_) if is_name(factor) => Symbol::new(factor).into(),
+                Err(_) => return name(),
+            };
+            match product.mul(&factor) {
+                Ok(p) => product = p,
+                Err(_) => return name(),
+            }
+        }
+        match sum.add(&product) {
+            Ok(s) => sum = s,
+            Err(_) => return name(),
+        }
+    }
+    // As a size it has a symbol at least: a plain number would be no name.
+    if sum.as_constant().is_some() {
+        return name();
+    }
+    sum.dim().unwrap_or_else(|_| name())
+}
+
 /// The type of an input of the model.
 fn input_type(info: &ValueInfoProto) -> Result<TensorType> {
     let tensor = match &info.r#type {
@@ -1033,7 +1091,7 @@ fn input_type(info: &ValueInfoProto) -> Result<TensorType> {
                 .map(Dim::Fixed)
                 .ok_or_else(|| bad(format!("dimension {axis} is {n}"))),
             Some(tensor_shape_proto::dimension::Value::DimParam(name)) if !name.is_empty() => {
-                Ok(Dim::Symbol(Symbol::new(name)))
+                Ok(dim_param(name))
             }
             _ => Ok(Dim::Symbol(Symbol::new(format!(
                 "{}_dim_{axis}",

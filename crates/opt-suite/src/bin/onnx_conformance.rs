@@ -72,11 +72,7 @@ fn main() -> ExitCode {
         if !name.contains(&filter) {
             continue;
         }
-        let last = folder
-            .file_name()
-            .unwrap_or_default()
-            .to_string_lossy()
-            .into_owned();
+        .into_owned();
         let key = name.replace('\\', "/");
         let tolerance = tolerances.get(&key).copied().unwrap_or(DEFAULT);
         let outcome =

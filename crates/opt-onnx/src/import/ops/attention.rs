@@ -90,7 +90,8 @@ fn attention(cx: &mut Cx<'_>, node: &Node<'_>) -> Result<Vec<V>> {
     if tq.rank() != 4 || cx.b.type_of(k).rank() != 4 || cx.b.type_of(v).rank() != 4 {
         return Err(Error::shape("query, key and value must have rank 3 or 4"));
     }
-    let scale = match node.float("scale")? {
+    let given_scale = node.float("scale")?;
+    let scale = match given_scale {
         Some(scale) => scale,
         None => 1.0 / (tq.shape[3].fixed()?.max(1) as f64).sqrt(),
     };
@@ -120,7 +121,7 @@ fn attention(cx: &mut Cx<'_>, node: &Node<'_>) -> Result<Vec<V>> {
     let mut scores_out = None;
     let mut y = if plain {
         let op = opt_core::ops::Attention {
-            scale: Some(scale),
+            scale: given_scale,
             causal,
         };
         let mut inputs = vec![q, k, v];

@@ -17,6 +17,8 @@ pub(super) fn find(op: &str) -> Option<Lower> {
         "Unsqueeze" => unsqueeze,
         "Concat" => concat,
         "Split" => split,
+        "SplitToSequence" => split_to_sequence,
+        "SequenceAt" => sequence_at,
         "Slice" => slice,
         "Pad" => pad,
         "Expand" => expand,
@@ -182,6 +184,53 @@ fn split(cx: &mut Cx<'_>, node: &Node<'_>) -> Result<Vec<V>> {
     };
     let out = cx.b.split(x, axis, &sizes)?;
     Ok(out.into_iter().map(|id| cx.val(id)).collect())
+}
+
+/// PyTorch's exporter writes `split` so; the parts are read by constant indices.
+fn split_to_sequence(cx: &mut Cx<'_>, node: &Node<'_>) -> Result<Vec<V>> {
+    let x = cx.x(node, 0)?;
+    let ty = cx.b.type_of(x).clone();
+    let axis = axis(node.int_or("axis", 0)?, ty.rank())?;
+    let size = ty.shape[axis].fixed()?;
+    let keep = node.flag("keepdims", true)?;
+    let (sizes, squeeze) = match node.maybe(1) {
+        None => (vec![1; size], !keep),
+        Some(v) if cx.rank(v) == 0 => {
+            let list = cx.integers(v, "the size of the parts")?;
+            let chunk = count(list.first().copied().unwrap_or(0), "the size of the parts")?;
+            if chunk == 0 {
+                return Err(Error::invalid("parts of no entries"));
+            }
+            let parts = (0..size).step_by(chunk).map(|at| chunk.min(size - at));
+            (parts.collect(), false)
+        }
+        Some(v) => (counts(&cx.integers(v, "the sizes")?, "a size")?, false),
+    };
+    let mut parts = Vec::new();
+    for mut id in cx.b.split(x, axis, &sizes)? {
+        if squeeze {
+            id = cx.b.squeeze(id, &[axis])?;
+        }
+        parts.push(cx.val(id));
+    }
+    let sequence = cx.val(x);
+    cx.sequences.insert(sequence, parts);
+    Ok(vec![sequence])
+}
+
+fn sequence_at(cx: &mut Cx<'_>, node: &Node<'_>) -> Result<Vec<V>> {
+    let sequence = node.input(0)?;
+    let index = node.input(1)?;
+    let index = cx.integers(index, "the position")?;
+    let parts = cx
+        .sequences
+        .get(&sequence)
+        .ok_or_else(|| Error::unsupported("a sequence that is no split"))?;
+    let &[index] = &index[..] else {
+        return Err(Error::shape("the position must be one number"));
+    };
+    let index = super::axis(index, parts.len())?;
+    Ok(vec![parts[index]])
 }
 
 /// What a slice takes of one axis.
@@ -678,8 +727,12 @@ fn trilu(cx: &mut Cx<'_>, node: &Node<'_>) -> Result<Vec<V>> {
     } else {
         cx.b.less_or_equal(offset, k)?
     };
-    let zero = cx.like(x, 0.0)?;
-    let y = cx.b.select(keep, x, zero)?;
+    let y = if cx.b.type_of(x).dtype == DType::Bool {
+        cx.b.and(x, keep)?
+    } else {
+        let zero = cx.like(x, 0.0)?;
+        cx.b.select(keep, x, zero)?
+    };
     Ok(cx.one(y))
 }
 
