@@ -2,14 +2,17 @@
 
 use std::collections::{HashMap, HashSet};
 
-use opt_core::ops::Op;
+use crate::import::INTERNAL;
+use opt_core::ops::{BinaryOp, Op};
 use opt_core::{Error, ErrorKind, Graph, GraphPatch, Result, ValueId, ValueKind};
 
 /// Makes variables of the floating-point constants whose names a selector takes, so that they are
 /// trained and passes see them as parameters.
 ///
-/// Scalars that nodes have as operands (epsilons, scales) are constants of the computation, not
-/// of the model, and stay; so do scales of quantized values. The running statistics of a batch
+/// Single numbers that the model's nodes are given (epsilons, factors) and what the importer
+/// computed are constants of the computation, not of the model, and stay: their names end in
+/// `:const`; so do other single numbers that are no bias, slope or parameter of a layer, and
+/// scales of quantized values. The running statistics of a batch
 /// normalization become variables with its scale or bias: [`TrainMode`] then has it normalize by
 /// the batch and update them.
 ///
@@ -25,7 +28,7 @@ use opt_core::{Error, ErrorKind, Graph, GraphPatch, Result, ValueId, ValueKind};
 /// let graph = Importer::new().read(bytes)?;
 /// // Only the head is trained.
 /// let graph = opt_onnx::trainable(graph, |name| name.starts_with("head"))?;
-/// assert_eq!(graph.parameters().count(), 2);
+/// assert_eq!(graph.parameters().len(), 2);
 /// # Ok::<(), opt_onnx::Error>(())
 /// ```
 ///
@@ -137,6 +140,12 @@ fn candidates(graph: &Graph) -> Vec<ValueId> {
                 Op::Quantize(_) | Op::Dequantize(_) | Op::FakeQuantize(_)
             )
     };
+    // A single number is a factor of the computation more often than a parameter.
+    let takes_single = |op: &Op| match op {
+        Op::Binary(op) => matches!(op.op, BinaryOp::Add | BinaryOp::PRelu),
+        Op::Unary(_) | Op::Where(_) | Op::Cast(_) | Op::Expand(_) => false,
+        _ => true,
+    };
     let statistic = |op: &Op, i: usize| i > 2 && matches!(op, Op::BatchNorm(_));
     graph
         .values()
@@ -149,6 +158,8 @@ fn candidates(graph: &Graph) -> Vec<ValueId> {
             };
             content.dtype().is_float()
                 && content.rank() > 0
+                && (content.len() > 1 || uses.iter().any(|&(op, _)| takes_single(op)))
+                && !value.name().ends_with(INTERNAL)
                 && !uses
                     .iter()
                     .any(|&(op, i)| of_grid(op, i) || statistic(op, i))

@@ -56,8 +56,9 @@ impl fmt::Display for Refused {
 /// ```
 /// use std::error::Error as _;
 ///
-/// # let unknown = opt_onnx::doc_model_with_unknown_op();
-/// let error = opt_onnx::Importer::new().read(unknown).unwrap_err();
+/// // A model with one node, whose operator nobody knows.
+/// let unknown = b"\x08\x0a:9\x0a\x12\x0a\x01x\x12\x01y\x22\x0aFrobnicate\x12\x01gZ\x0f\x0a\x01x\x12\x0a\x0a\x08\x08\x01\x12\x04\x0a\x02\x08\x01b\x0f\x0a\x01y\x12\x0a\x0a\x08\x08\x01\x12\x04\x0a\x02\x08\x01B\x04\x0a\x00\x10\x15";
+/// let error = opt_onnx::Importer::new().read(unknown.to_vec()).unwrap_err();
 /// let all = error.source().unwrap().downcast_ref::<opt_onnx::Unsupported>().unwrap();
 /// assert_eq!(all.list()[0].op, "Frobnicate");
 /// ```

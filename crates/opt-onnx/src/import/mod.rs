@@ -12,7 +12,7 @@ use bytes::Bytes;
 use opt_core::graph::Bindings;
 use opt_core::{
     DType, Dim, Error, ErrorKind, Graph, GraphBuilder, Result, ResultExt, Shape, SizeExpr, Symbol,
-    Tensor, TensorType, ValueId,
+    Tensor, TensorType, ValueId, ValueKind,
 };
 use prost::Message;
 
@@ -30,6 +30,9 @@ use node::{Node, V};
 pub const NEWEST_OPSET: i64 = 28;
 /// The oldest operator set that is read: the first without the attributes of Caffe2's memory reuse.
 pub const OLDEST_OPSET: i64 = 6;
+
+/// The end of the names of floating-point constants that are no parameters.
+pub(crate) const INTERNAL: &str = ":const";
 
 /// Functions and branches nested deeper than this are refused.
 const MAX_DEPTH: usize = 64;
@@ -168,6 +171,7 @@ impl Importer {
             refused: Vec::new(),
             sequences: HashMap::new(),
             specialized: BTreeSet::new(),
+            parameters: HashSet::new(),
             path: Vec::new(),
             depth: 0,
             nodes: 0,
@@ -186,6 +190,7 @@ impl Importer {
             let id = cx.id(v).at(|| format!("output `{name}`"))?;
             cx.b.output(name, id)?;
         }
+        cx.name_constants()?;
         cx.metadata(model, main);
         let graph = cx.b.into_graph();
         let outputs = graph.named_outputs().to_vec();
@@ -254,6 +259,8 @@ pub(crate) struct Cx<'m> {
     /// The parts of values that are sequences of tensors; nothing else may read those.
     sequences: HashMap<V, Vec<V>>,
     specialized: BTreeSet<String>,
+    /// The names of initializers, and of tensors that are nodes.
+    parameters: HashSet<String>,
     /// The names of the nodes that this place is inside of.
     path: Vec<String>,
     depth: usize,
@@ -352,6 +359,7 @@ impl<'m> Cx<'m> {
 
     fn initializer(&mut self, proto: &TensorProto) -> Result<()> {
         let name = proto.name();
+        self.parameters.insert(name.to_string());
         let val = match tensor::read(proto, self.source) {
             Ok(content) => Val::known(name, Known::Tensor(content)),
             Err(e) if e.kind() == ErrorKind::Unsupported => {
@@ -668,6 +676,32 @@ impl<'m> Cx<'m> {
         self.path.pop();
         self.depth -= 1;
         result
+    }
+
+    /// Marks the floats that belong to the computation, not to the model: what lowerings made, and
+    /// single numbers that the model has as nodes. They are no parameters to train.
+    fn name_constants(&mut self) -> Result<()> {
+        let internal: Vec<(ValueId, String)> = self
+            .b
+            .graph()
+            .values()
+            .filter(|(_, value)| {
+                matches!(value.kind(), ValueKind::Constant(_))
+                    && value.ty().dtype.is_float()
+                    && !self.parameters.contains(value.name())
+                    && !value.name().ends_with(INTERNAL)
+            })
+            .map(|(id, value)| (id, value.name().to_string()))
+            .collect();
+        for (id, name) in internal {
+            let mut new = format!("{name}{INTERNAL}");
+            let mut count = 0;
+            while self.b.rename(id, &new).is_err() {
+                count += 1;
+                new = format!("{name}_{count}{INTERNAL}");
+            }
+        }
+        Ok(())
     }
 
     fn metadata(&mut self, model: &ModelProto, main: &GraphProto) {

@@ -33,6 +33,9 @@ fn constant(cx: &mut Cx<'_>, node: &Node<'_>) -> Result<Vec<V>> {
         return Err(Error::unsupported("only tensors and numbers are supported"));
     };
     let name = node.proto.output.first().map_or("const", String::as_str);
+    if content.len() > 1 {
+        cx.parameters.insert(name.to_string());
+    }
     Ok(vec![cx.push(Val::known(name, Known::Tensor(content)))])
 }
 
@@ -42,7 +45,11 @@ fn identity(cx: &mut Cx<'_>, node: &Node<'_>) -> Result<Vec<V>> {
     // is a parameter of its own, which training tells apart.
     if let (Some(Known::Tensor(content)), false) = (&cx.vals[v].known, cx.vals[v].offered) {
         let name = node.proto.output.first().map_or("const", String::as_str);
-        let copy = Val::known(name, Known::Tensor(content.clone()));
+        let (name, content) = (name.to_string(), content.clone());
+        if cx.parameters.contains(&cx.vals[v].name) {
+            cx.parameters.insert(name.clone());
+        }
+        let copy = Val::known(&name, Known::Tensor(content));
         return Ok(vec![cx.push(copy)]);
     }
     Ok(vec![v])
