@@ -436,7 +436,7 @@ fn evaluate(node: &Node<'_>, inputs: &[Option<Items>], cx: &Cx<'_>) -> Result<Op
             let inner: usize = x.shape[axis + 1..].iter().product();
             let mut out = x.clone();
             for i in 0..out.items.len() {
-                if i / inner % x.shape[axis] > 0 {
+                if !(i / inner).is_multiple_of(x.shape[axis]) {
                     match arithmetic("Add", &out.items[i - inner], &out.items[i], false, x.dtype) {
                         Some(item) => out.items[i] = item,
                         None => return Ok(None),
@@ -786,10 +786,7 @@ fn cast(x: &Items, to: DType) -> Option<Items> {
                 in_range(&value.into(), to).then(|| Item::int(value))
             }
             (Item::Int(_), to) if to.is_float() => item.as_f64().map(|v| rounded(v, to)),
-            (Item::Int(e), DType::Bool) => match e.as_constant() {
-                Some(v) => Some(Item::int(i64::from(v != 0))),
-                None => None,
-            },
+            (Item::Int(e), DType::Bool) => e.as_constant().map(|v| Item::int(i64::from(v != 0))),
             (Item::Int(e), to) => in_range(e, to).then(|| item.clone()),
         })
         .collect();

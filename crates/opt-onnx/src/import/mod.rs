@@ -628,7 +628,7 @@ impl<'m> Cx<'m> {
         let outer_scopes = std::mem::replace(&mut self.scopes, vec![scope]);
         let outer_opsets = std::mem::replace(&mut self.opsets, opsets);
         let result = self.nested(node_name(proto), |cx| {
-            cx.body(&nodes)?;
+            cx.body(nodes)?;
             function
                 .output
                 .iter()
@@ -1135,7 +1135,7 @@ fn input_type(info: &ValueInfoProto) -> Result<TensorType> {
         .collect();
     let ty = TensorType::new(dtype, dims?);
     let fixed = ty.shape.dims().iter().filter_map(Dim::as_fixed);
-    let size = fixed.fold(Some(1usize), |n, d| n?.checked_mul(d.max(1)));
+    let size = fixed.map(|d| d.max(1)).try_fold(1usize, usize::checked_mul);
     if size.is_none_or(|n| n > isize::MAX as usize / 8) {
         return Err(bad(format!("the dimensions of {ty} overflow")));
     }
