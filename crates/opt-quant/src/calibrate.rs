@@ -1,12 +1,12 @@
 //! Ranges of activations from examples.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 
-use opt_core::backend::CompileSpec;
+use opt_core::backend::{CompileSpec, bindings_of};
 use opt_core::data::Dataset;
-use opt_core::{
-    Backend, Dim, Error, ErrorKind, Graph, Result, ResultExt, Session, Symbol, ValueId,
-};
+use opt_core::graph::Bindings;
+use opt_core::{Backend, Error, ErrorKind, Graph, Result, ResultExt, Session, ValueId};
 
 use crate::observer::{ObserverKind, RangeObserver};
 
@@ -60,28 +60,20 @@ pub fn calibrate(
         .map(|&v| (graph.value(v).name().to_string(), v))
         .collect();
     let watched = graph.extract(&outputs, false)?;
-    let symbol: Option<Symbol> =
-        watched
-            .inputs()
-            .iter()
-            .find_map(|&v| match watched.type_of(v).shape.dims().first() {
-                Some(Dim::Symbol(s)) => Some(s.clone()),
-                _ => None,
-            });
-    let mut sessions: BTreeMap<usize, Box<dyn Session>> = BTreeMap::new();
+    let mut sessions: BTreeMap<Bindings, Box<dyn Session>> = BTreeMap::new();
     let indices: Vec<usize> = (0..count).collect();
     for batch in indices.chunks(options.batch_size) {
         let mut fields = data.batch(batch)?;
         fields.truncate(watched.inputs().len());
-        if let std::collections::btree_map::Entry::Vacant(e) = sessions.entry(batch.len()) {
-            let mut spec = CompileSpec::new();
-            if let Some(symbol) = &symbol {
-                spec.bindings.insert(symbol.clone(), batch.len());
+        let bindings = bindings_of(&watched, &fields)?;
+        let session = match sessions.entry(bindings) {
+            Entry::Occupied(e) => e.into_mut(),
+            Entry::Vacant(e) => {
+                let mut spec = CompileSpec::new();
+                spec.bindings.clone_from(e.key());
+                e.insert(backend.compile(&watched, &spec)?.session()?)
             }
-            let session = backend.compile(&watched, &spec)?.session()?;
-            e.insert(session);
-        }
-        let session = sessions.get_mut(&batch.len()).expect("inserted above");
+        };
         for ((name, v), tensor) in outputs.iter().zip(session.run(&fields)?) {
             let observer = observers.get_mut(v).expect("one a value");
             observer.update(&tensor).at(|| name.clone())?;

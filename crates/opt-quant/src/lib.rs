@@ -35,16 +35,21 @@
 #![forbid(unsafe_code)]
 
 mod calibrate;
+mod dynamic_pass;
 mod emit;
 pub mod observer;
 mod plan;
 mod qat;
 mod scheme;
 mod static_pass;
+mod stored;
+mod weights_pass;
 
 pub use calibrate::{Calibration, calibrate};
+pub use dynamic_pass::QuantizeDynamic;
 pub use observer::{Kl, MinMax, Mse, ObserverKind, Percentile, RangeObserver};
 pub use opt_core::{Error, ErrorKind, Result};
 pub use qat::{ConvertQat, PrepareQat, QuantizeAware};
 pub use scheme::{QParams, Scheme, dequantize_tensor, quantize_tensor};
 pub use static_pass::{Config, QuantizeStatic};
+pub use weights_pass::QuantizeWeights;

@@ -72,7 +72,6 @@ fn main() -> ExitCode {
         if !name.contains(&filter) {
             continue;
         }
-        .into_owned();
         let key = name.replace('\\', "/");
         let tolerance = tolerances.get(&key).copied().unwrap_or(DEFAULT);
         let outcome =

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use opt_core::ops::MatMul;
+use opt_core::ops::{MatMul, Op};
 use opt_core::{DType, Dim, Error, Result, ValueId};
 
 use super::Lower;
@@ -55,7 +55,22 @@ pub(super) fn product(
 
 fn matmul(cx: &mut Cx<'_>, node: &Node<'_>) -> Result<Vec<V>> {
     let (a, b) = (cx.x(node, 0)?, cx.x(node, 1)?);
-    let y = product(cx, a, b, false, false)?;
+    // A stored weight behind a transposition is PyTorch's linear layer.
+    let turned = match cx.b.graph().producer(b) {
+        Some((_, t)) => match t.op() {
+            Op::Transpose(op) if op.perm[..] == [1, 0] => {
+                let source = t.inputs()[0];
+                let stored = cx.b.graph().value(source).tensor().is_some();
+                stored.then_some(source)
+            }
+            _ => None,
+        },
+        None => None,
+    };
+    let y = match turned {
+        Some(weight) if cx.b.type_of(a).rank() > 1 => product(cx, a, weight, false, true)?,
+        _ => product(cx, a, b, false, false)?,
+    };
     Ok(cx.one(y))
 }
 

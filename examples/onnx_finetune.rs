@@ -1,0 +1,312 @@
+//! Trains an ONNX model further:
+//! `cargo run --release --example onnx_finetune -- MODEL OUT --data TRAIN.npz --labels y --loss
+//! cross_entropy --optimizer sgd --lr 0.05 --batch 16 --steps 100`.
+
+use std::fmt::Write as _;
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Parser;
+use opt_core::backend::{CompileSpec, bindings_of};
+use opt_core::file::write_atomically;
+use opt_core::pass::EvalMode;
+use opt_core::random::Philox;
+use opt_core::{Backend, Context, DType, Error, Event, Graph, Observer, Pass, Result, Tensor};
+use opt_data::TensorDataset;
+use opt_distill::SoftTargets;
+use opt_examples::{arrays, fixed_batch, load, matching, run};
+use opt_ndarray::NdarrayBackend;
+use opt_onnx::{Exporter, Importer, trainable};
+use opt_prune::UnstructuredPrune;
+use opt_quant::{Config, ConvertQat, PrepareQat};
+use opt_train::{
+    Adagrad, Adam, AdamW, CrossEntropy, GradientDescent, Mse, Objective, Optimizer, RmsProp, Sgd,
+    StepOptions, Supervised, training_graph,
+};
+
+/// Trains an ONNX model on arrays from an npz file.
+#[derive(Debug, Parser)]
+struct Args {
+    /// The model.
+    model: PathBuf,
+    /// Where to write the trained model.
+    out: PathBuf,
+    /// Arrays named by the model's inputs, and the labels; samples first.
+    #[arg(long)]
+    data: PathBuf,
+    /// The array of the labels: class indices (int64) or values.
+    #[arg(long)]
+    labels: String,
+    /// `cross_entropy` or `mse`, of the model's first output.
+    #[arg(long)]
+    loss: String,
+    /// `sgd`, `adam`, `adamw`, `rmsprop`, `adagrad` or `gd`.
+    #[arg(long)]
+    optimizer: String,
+    /// The learning rate.
+    #[arg(long)]
+    lr: f32,
+    /// Samples a step.
+    #[arg(long)]
+    batch: usize,
+    /// Steps.
+    #[arg(long)]
+    steps: usize,
+    /// The momentum of `sgd`.
+    #[arg(long, default_value_t = 0.0)]
+    momentum: f64,
+    /// The weight decay of the optimizer; its usual one if left out.
+    #[arg(long)]
+    weight_decay: Option<f64>,
+    /// Takes the samples in their order.
+    #[arg(long)]
+    no_shuffle: bool,
+    /// The seed of the shuffling.
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Trains with the rounding of 8-bit integers and writes the quantized model.
+    #[arg(long)]
+    qat: bool,
+    /// The share of weights set to zero first, which stay so.
+    #[arg(long)]
+    sparsity: Option<f64>,
+    /// Learns from this model's outputs too.
+    #[arg(long)]
+    teacher: Option<PathBuf>,
+    /// The temperature of the teacher's outputs.
+    #[arg(long, default_value_t = 4.0)]
+    temperature: f64,
+    /// The weight of the teacher's outputs against the labels, 0 to 1.
+    #[arg(long, default_value_t = 0.9)]
+    alpha: f64,
+    /// Where to write the loss of each step.
+    #[arg(long)]
+    log: Option<PathBuf>,
+    /// How many threads compute.
+    #[arg(long)]
+    threads: Option<usize>,
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    run(|| command(&args))
+}
+
+fn optimizer(args: &Args) -> Result<Box<dyn Optimizer>> {
+    let decay = args.weight_decay;
+    Ok(match args.optimizer.as_str() {
+        "gd" => Box::new(GradientDescent),
+        "sgd" => {
+            let mut sgd = Sgd::momentum(args.momentum);
+            sgd.weight_decay = decay.unwrap_or(0.0);
+            Box::new(sgd)
+        }
+        "adam" => {
+            let mut adam = Adam::default();
+            adam.weight_decay = decay.unwrap_or(0.0);
+            Box::new(adam)
+        }
+        "adamw" => {
+            let mut adamw = AdamW::default();
+            adamw.weight_decay = decay.unwrap_or(adamw.weight_decay);
+            Box::new(adamw)
+        }
+        "rmsprop" => {
+            let mut rms = RmsProp::default();
+            rms.weight_decay = decay.unwrap_or(0.0);
+            Box::new(rms)
+        }
+        "adagrad" => {
+            let mut adagrad = Adagrad::default();
+            adagrad.weight_decay = decay.unwrap_or(0.0);
+            Box::new(adagrad)
+        }
+        other => {
+            return Err(Error::invalid(format!(
+                "there is no optimizer `{other}`; use sgd, adam, adamw, rmsprop, adagrad or gd"
+            )));
+        }
+    })
+}
+
+fn objective(args: &Args) -> Result<Box<dyn Objective>> {
+    match (args.loss.as_str(), &args.teacher) {
+        ("cross_entropy", None) => Ok(Box::new(CrossEntropy)),
+        ("mse", None) => Ok(Box::new(Supervised(Mse))),
+        ("cross_entropy", Some(path)) => {
+            let targets = SoftTargets {
+                temperature: args.temperature,
+                alpha: args.alpha,
+            };
+            Ok(Box::new(targets.from_teacher(Importer::new().load(path)?)))
+        }
+        ("mse", Some(_)) => Err(Error::invalid(
+            "a teacher's outputs are classes; use `--loss cross_entropy` with `--teacher`",
+        )),
+        (other, _) => Err(Error::invalid(format!(
+            "there is no loss `{other}`; use cross_entropy or mse"
+        ))),
+    }
+}
+
+/// The order in which samples are taken.
+struct Order {
+    indices: Vec<usize>,
+    at: usize,
+    shuffle: Option<Philox>,
+    epoch: u64,
+}
+
+impl Order {
+    fn new(samples: usize, shuffle: Option<Philox>) -> Order {
+        let mut order = Order {
+            indices: (0..samples).collect(),
+            at: 0,
+            shuffle,
+            epoch: 0,
+        };
+        order.start();
+        order
+    }
+
+    fn start(&mut self) {
+        self.at = 0;
+        if let Some(random) = &self.shuffle {
+            self.indices = random.permutation(self.epoch, self.indices.len());
+        }
+        self.epoch += 1;
+    }
+
+    /// The next samples; a batch that the end cuts short is left out.
+    fn next(&mut self, batch: usize) -> &[usize] {
+        if self.at + batch > self.indices.len() {
+            self.start();
+        }
+        self.at += batch;
+        &self.indices[self.at - batch..self.at]
+    }
+}
+
+fn command(args: &Args) -> Result<()> {
+    let optimizer = optimizer(args)?;
+    let objective = objective(args)?;
+    let given = arrays(&args.data)?;
+    let imported = load(&args.model, &[])?;
+    let mut fields = matching(&imported, &given, &[&args.labels], true)?;
+    let labels = given.iter().find(|(n, _)| *n == args.labels).ok_or_else(|| {
+        let names: Vec<&str> = given.iter().map(|(n, _)| n.as_str()).collect();
+        Error::invalid(format!("there are no labels `{}` among {names:?}", args.labels))
+    })?;
+    let mut labels = labels.1.clone();
+    if args.loss == "cross_entropy" && labels.dtype() == DType::I32 {
+        labels = labels.cast(DType::I64);
+    }
+    fields.push(labels);
+    let data = TensorDataset::new(fields.clone())?;
+    let samples = fields[0].shape().first().copied().unwrap_or(0);
+    let fixed = fixed_batch(&imported);
+    if args.batch == 0 || args.batch > samples || fixed.is_some_and(|n| n != args.batch) {
+        return Err(Error::invalid(match fixed {
+            Some(n) => format!("a batch of {}; the model is made for {n}", args.batch),
+            None => format!("a batch of {} of {samples} samples", args.batch),
+        }));
+    }
+    let mut backend = NdarrayBackend::new();
+    if let Some(threads) = args.threads {
+        backend = backend.threads(threads);
+    }
+    let mut model = trainable(imported, |_| true)?;
+    let mut cx = Context::new()
+        .with_backend(&backend)
+        .with_calibration(&data)
+        .with_seed(args.seed);
+    if let Some(sparsity) = args.sparsity {
+        let (pruned, report) = UnstructuredPrune::new(sparsity).apply(model, &mut cx)?;
+        println!("{report}");
+        model = pruned;
+    }
+    let mut config = Config::default();
+    config.calibration.batch_size = args.batch;
+    if args.qat {
+        let prepare = PrepareQat {
+            config: config.clone(),
+        };
+        (model, _) = prepare.apply(model, &mut cx)?;
+    }
+    let step = training_graph(&model, &*objective, &*optimizer, &StepOptions::default())?;
+    train(args, &backend, &step, &fields, &mut model)?;
+    (model, _) = EvalMode::switch(model)?;
+    if args.qat {
+        let convert = ConvertQat { config };
+        (model, _) = convert.apply(model, &mut cx)?;
+    }
+    Exporter::new().save(&model, &args.out)
+}
+
+fn train(
+    args: &Args,
+    backend: &NdarrayBackend,
+    step: &Graph,
+    fields: &[Tensor],
+    model: &mut Graph,
+) -> Result<()> {
+    let samples = fields[0].shape()[0];
+    let shuffle = (!args.no_shuffle).then(|| Philox::new(args.seed));
+    let mut order = Order::new(samples, shuffle);
+    let mut session = None;
+    let mut log = String::from("step,loss\n");
+    let mut progress = opt_train::ProgressBar::new();
+    progress.event(&Event::Started {
+        task: "fine-tuning".into(),
+        total: args.steps as u64,
+    });
+    let mut outputs = Vec::new();
+    for k in 0..args.steps {
+        let rows = order.next(args.batch);
+        let mut inputs = Vec::with_capacity(fields.len() + 1);
+        for field in fields {
+            inputs.push(field.select(0, rows)?.contiguous());
+        }
+        inputs.push(Tensor::scalar(args.lr));
+        let session = match &mut session {
+            Some(session) => session,
+            none => {
+                let mut spec = CompileSpec::new();
+                spec.bindings = bindings_of(step, &inputs)?;
+                none.insert(backend.compile(step, &spec)?.session()?)
+            }
+        };
+        session.run_into(&inputs, &mut outputs)?;
+        let loss = outputs[0].item()?;
+        if !loss.is_finite() {
+            return Err(Error::new(
+                opt_core::ErrorKind::Data,
+                format!("the loss of step {} is {loss}; try a smaller learning rate", k + 1),
+            ));
+        }
+        let _ = writeln!(log, "{},{loss}", k + 1);
+        progress.event(&Event::Progress {
+            done: k as u64 + 1,
+            metrics: vec![("loss", loss)],
+        });
+    }
+    progress.event(&Event::Finished {
+        task: "fine-tuning".into(),
+    });
+    if let Some(session) = &session {
+        let ids: Vec<_> = model.variables().map(|(id, ..)| id).collect();
+        for id in ids {
+            // What the loss does not depend on is in no training step.
+            if let Ok(content) = session.variable(id) {
+                model.set_variable(id, content)?;
+            }
+        }
+    }
+    if let Some(path) = &args.log {
+        write_atomically(path, |file| Ok(file.write_all(log.as_bytes())?))?;
+    }
+    let last = log.lines().last().unwrap_or_default();
+    println!("{} steps; last step and loss: {last}", args.steps);
+    Ok(())
+}

@@ -1,0 +1,88 @@
+//! Runs an ONNX model on arrays from an npz file:
+//! `cargo run --release --example onnx_run -- MODEL --inputs IN.npz --outputs OUT.npz`.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Instant;
+
+use clap::Parser;
+use opt_core::backend::{CompileSpec, bindings_of};
+use opt_core::{Backend, Error, Result};
+use opt_data::npz;
+use opt_examples::{arrays, load, matching, run};
+use opt_ndarray::NdarrayBackend;
+
+/// Runs an ONNX model.
+#[derive(Debug, Parser)]
+struct Args {
+    /// The model.
+    model: PathBuf,
+    /// Arrays named by the model's inputs.
+    #[arg(long)]
+    inputs: PathBuf,
+    /// Where to write the arrays of the model's outputs.
+    #[arg(long)]
+    outputs: PathBuf,
+    /// What computes.
+    #[arg(long, default_value = "ndarray")]
+    backend: String,
+    /// How many threads compute.
+    #[arg(long)]
+    threads: Option<usize>,
+    /// Runs so often, after a warm-up, and prints the median time of a run.
+    #[arg(long)]
+    repeat: Option<usize>,
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    run(|| command(&args))
+}
+
+fn command(args: &Args) -> Result<()> {
+    if args.backend != "ndarray" {
+        return Err(Error::invalid(format!(
+            "there is no backend `{}`; use `ndarray`",
+            args.backend
+        )));
+    }
+    let given = arrays(&args.inputs)?;
+    let graph = load(&args.model, &given)?;
+    let inputs = matching(&graph, &given, &[], false)?;
+    let mut backend = NdarrayBackend::new();
+    if let Some(threads) = args.threads {
+        backend = backend.threads(threads);
+    }
+    let mut spec = CompileSpec::new();
+    spec.bindings = bindings_of(&graph, &inputs)?;
+    let mut session = backend.compile(&graph, &spec)?.session()?;
+    let found = session.run(&inputs)?;
+    let names = graph.named_outputs().iter().map(|(n, _)| n.as_str());
+    let pairs: Vec<_> = names.zip(&found).collect();
+    npz::write(&args.outputs, &pairs)?;
+    for (name, tensor) in &pairs {
+        println!("{name}: {}{:?}", tensor.dtype(), tensor.shape());
+    }
+    let Some(repeat) = args.repeat.filter(|&n| n > 0) else {
+        return Ok(());
+    };
+    let mut outputs = found.clone();
+    for _ in 0..repeat.clamp(3, 20) {
+        session.run_into(&inputs, &mut outputs)?;
+    }
+    let mut times: Vec<f64> = Vec::with_capacity(repeat);
+    for _ in 0..repeat {
+        let start = Instant::now();
+        session.run_into(&inputs, &mut outputs)?;
+        times.push(start.elapsed().as_secs_f64() * 1e6);
+    }
+    times.sort_by(f64::total_cmp);
+    let middle = times.len() / 2;
+    let median = if times.len() % 2 == 1 {
+        times[middle]
+    } else {
+        (times[middle - 1] + times[middle]) / 2.0
+    };
+    println!("median_us: {median:.1}");
+    Ok(())
+}
