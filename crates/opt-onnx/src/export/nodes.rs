@@ -334,15 +334,15 @@ pub(super) fn write(cx: &mut Cx<'_>, id: NodeId, node: &Node) -> Result<()> {
             {
                 return Ok(());
             }
-            let mut inputs = cx.read_all(node.inputs());
             // An `i32` takes no zero point.
-            if cx.ty(q).dtype == DType::I32 {
+            let count = if cx.ty(q).dtype == DType::I32 { 2 } else { 3 };
+            if count == 2 {
                 let zero = cx.graph.value(node.inputs()[2]).tensor();
                 if !zero.is_some_and(|z| z.to_f64s().iter().all(|&v| v == 0.0)) {
                     return Err(Error::unsupported("i32 with a zero point other than 0"));
                 }
-                inputs.truncate(2);
             }
+            let inputs = cx.read_all(&node.inputs()[..count]);
             cx.emit(
                 "DequantizeLinear",
                 &name,
