@@ -194,10 +194,16 @@ fn command(args: &Args) -> Result<()> {
     let given = arrays(&args.data)?;
     let imported = load(&args.model, &[])?;
     let mut fields = matching(&imported, &given, &[&args.labels], true)?;
-    let labels = given.iter().find(|(n, _)| *n == args.labels).ok_or_else(|| {
-        let names: Vec<&str> = given.iter().map(|(n, _)| n.as_str()).collect();
-        Error::invalid(format!("there are no labels `{}` among {names:?}", args.labels))
-    })?;
+    let labels = given
+        .iter()
+        .find(|(n, _)| *n == args.labels)
+        .ok_or_else(|| {
+            let names: Vec<&str> = given.iter().map(|(n, _)| n.as_str()).collect();
+            Error::invalid(format!(
+                "there are no labels `{}` among {names:?}",
+                args.labels
+            ))
+        })?;
     let mut labels = labels.1.clone();
     if args.loss == "cross_entropy" && labels.dtype() == DType::I32 {
         labels = labels.cast(DType::I64);
@@ -282,7 +288,10 @@ fn train(
         if !loss.is_finite() {
             return Err(Error::new(
                 opt_core::ErrorKind::Data,
-                format!("the loss of step {} is {loss}; try a smaller learning rate", k + 1),
+                format!(
+                    "the loss of step {} is {loss}; try a smaller learning rate",
+                    k + 1
+                ),
             ));
         }
         let _ = writeln!(log, "{},{loss}", k + 1);

@@ -67,7 +67,11 @@ fn command(args: &Args) -> Result<()> {
 
 fn table(graph: &Graph, bindings: &Bindings) -> Result<()> {
     let cost = ModelCost::of(graph, bindings)?;
-    let costs: HashMap<&str, u64> = cost.nodes.iter().map(|n| (n.name.as_str(), n.macs)).collect();
+    let costs: HashMap<&str, u64> = cost
+        .nodes
+        .iter()
+        .map(|n| (n.name.as_str(), n.macs))
+        .collect();
     let bound = graph.bind(bindings)?;
     let mut table = Table::new();
     table.load_style(presets::UTF8_FULL_CONDENSED);
@@ -132,10 +136,17 @@ fn table(graph: &Graph, bindings: &Bindings) -> Result<()> {
     }
     println!("peak activation memory: {} bytes", peak(&bound)?);
     if !bindings.is_empty() {
-        let sizes: Vec<String> = bindings.iter().map(|(s, n)| format!("{} = {n}", s.as_str())).collect();
+        let sizes: Vec<String> = bindings
+            .iter()
+            .map(|(s, n)| format!("{} = {n}", s.as_str()))
+            .collect();
         println!("sizes: {}", sizes.join(", "));
     }
-    for (key, value) in graph.metadata().iter().filter(|(k, _)| !k.starts_with("onnx.doc.")) {
+    for (key, value) in graph
+        .metadata()
+        .iter()
+        .filter(|(k, _)| !k.starts_with("onnx.doc."))
+    {
         println!("{key}: {value}");
     }
     Ok(())

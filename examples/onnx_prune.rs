@@ -63,6 +63,12 @@ fn command(args: &Args) -> Result<()> {
     };
     let mut cx = Context::new().with_seed(args.seed);
     let (after, report) = pass.apply(before.clone(), &mut cx)?;
+    if report.changed == 0 {
+        return Err(Error::new(
+            opt_core::ErrorKind::NoEffect,
+            format!("nothing can be pruned so: {report}"),
+        ));
+    }
     Exporter::new().save(&after, &args.out)?;
     println!("{report}");
     compare(&before, &after);

@@ -68,7 +68,10 @@ pub fn matching(
     samples: bool,
 ) -> Result<Vec<Tensor>> {
     let fail = |what: String| {
-        Err(Error::invalid(format!("{what}; the model expects{}", expected(graph))))
+        Err(Error::invalid(format!(
+            "{what}; the model expects{}",
+            expected(graph)
+        )))
     };
     let mut out = Vec::new();
     for &id in graph.inputs() {
@@ -82,7 +85,9 @@ pub fn matching(
         let dims = ty.shape.dims().iter().zip(content.shape()).skip(skip);
         let fits = content.dtype() == ty.dtype
             && content.rank() == ty.rank()
-            && dims.into_iter().all(|(d, &n)| d.as_fixed().is_none_or(|d| d == n));
+            && dims
+                .into_iter()
+                .all(|(d, &n)| d.as_fixed().is_none_or(|d| d == n));
         if !fits {
             return fail(format!(
                 "the array `{name}` is {}{:?}",

@@ -48,6 +48,8 @@ mod proto;
 pub mod safetensors;
 mod source;
 mod tensor;
+#[cfg(test)]
+mod tests;
 mod trainable;
 mod unsupported;
 

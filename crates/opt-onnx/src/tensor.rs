@@ -44,6 +44,14 @@ pub(crate) fn dtype(code: i32) -> Result<DType> {
     })
 }
 
+/// The dtype of an ONNX element type that an attribute gives.
+pub(crate) fn dtype_of(code: i64) -> Result<DType> {
+    match i32::try_from(code) {
+        Ok(code) => dtype(code),
+        Err(_) => Err(bad(format!("{code} is no element type"))),
+    }
+}
+
 /// The ONNX element type of a dtype.
 ///
 /// # Errors

@@ -64,7 +64,10 @@ impl Pass for QuantizeDynamic {
     }
 
     fn config(&self) -> String {
-        format!("per_channel = {}\nexclude = {:?}\n", self.per_channel, self.exclude)
+        format!(
+            "per_channel = {}\nexclude = {:?}\n",
+            self.per_channel, self.exclude
+        )
     }
 
     fn needs(&self) -> Needs {

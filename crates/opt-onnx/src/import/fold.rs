@@ -172,7 +172,7 @@ fn evaluate(node: &Node<'_>, inputs: &[Option<Items>], cx: &Cx<'_>) -> Result<Op
             one(Some(result))
         }
         "Cast" => {
-            let Ok(to) = tensor::dtype(node.int_or("to", 0)? as i32) else {
+            let Ok(to) = tensor::dtype_of(node.int_or("to", 0)?) else {
                 return Ok(None);
             };
             one(cast(x, to))

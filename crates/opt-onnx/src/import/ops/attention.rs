@@ -69,7 +69,7 @@ fn attention(cx: &mut Cx<'_>, node: &Node<'_>) -> Result<Vec<V>> {
     let left = node.int_or("left_window_size", -1)?;
     let right = node.int_or("right_window_size", -1)?;
     let precision = match node.int("softmax_precision")? {
-        Some(code) => Some(tensor::dtype(code as i32)?),
+        Some(code) => Some(tensor::dtype_of(code)?),
         None => None,
     };
     let dtype = cx.b.type_of(q).dtype;

@@ -450,7 +450,7 @@ fn cast(cx: &mut Cx<'_>, node: &Node<'_>) -> Result<Vec<V>> {
     let code = node
         .int("to")?
         .ok_or_else(|| Error::invalid("there is no attribute `to`"))?;
-    let to = tensor::dtype(code as i32)?;
+    let to = tensor::dtype_of(code)?;
     convert(cx, node, to)
 }
 

@@ -247,6 +247,9 @@ fn lrn(cx: &mut Cx<'_>, node: &Node<'_>) -> Result<Vec<V>> {
     if shape.rank() < 2 || size == 0 {
         return Err(Error::invalid(format!("LRN of size {size} over {shape}")));
     }
+    if size > 1 << 20 {
+        return Err(Error::invalid(format!("LRN of size {size}")));
+    }
     let square = cx.b.mul(x, x)?;
     // The mean over channels is average pooling with the channels as a spatial axis.
     let rest: Shape = shape.dims()[2..].iter().cloned().collect();

@@ -83,7 +83,7 @@ pub(super) fn quantize(cx: &mut Cx<'_>, node: &Node<'_>) -> Result<Vec<V>> {
     let dtype = match (zero, node.int_or("output_dtype", 0)?) {
         (Some(z), _) => cx.b.type_of(z).dtype,
         (None, 0) => DType::U8,
-        (None, code) => tensor::dtype(code as i32)?,
+        (None, code) => tensor::dtype_of(code)?,
     };
     let (scale, axis, block) = layout(cx, node, x, scale)?;
     let zero = zero_point(cx, zero, scale, dtype)?;
@@ -102,7 +102,7 @@ pub(super) fn dequantize(cx: &mut Cx<'_>, node: &Node<'_>) -> Result<Vec<V>> {
     let dtype = cx.b.type_of(q).dtype;
     let out = match node.int_or("output_dtype", 0)? {
         0 => cx.b.type_of(scale).dtype,
-        code => tensor::dtype(code as i32)?,
+        code => tensor::dtype_of(code)?,
     };
     let zero = zero_point(cx, zero, scale, dtype)?;
     let scale = cx.b.cast(scale, DType::F32)?;

@@ -437,6 +437,13 @@ fn pad_by(
     mode: &str,
     value: f64,
 ) -> Result<ValueId> {
+    const MOST: i64 = 1 << 40;
+    if let Some(pads) = sides
+        .iter()
+        .find(|s| s.0.max(s.1) > MOST || s.0.min(s.1) < -MOST)
+    {
+        return Err(Error::invalid(format!("pads of {pads:?}")));
+    }
     let dims = cx.b.type_of(x).shape.clone();
     let mut cuts = Vec::new();
     for (axis, &(begin, end)) in sides.iter().enumerate() {
@@ -537,12 +544,21 @@ fn planes(cx: &Cx<'_>, x: ValueId) -> Result<[Dim; 4]> {
     }
 }
 
+/// The size of a block; beyond any image it is refused, so that its square fits.
+fn block(node: &Node<'_>) -> Result<usize> {
+    let size = count(node.int_or("blocksize", 0)?, "`blocksize`")?;
+    if !(1..=1 << 20).contains(&size) {
+        return Err(Error::invalid(format!("`blocksize` is {size}")));
+    }
+    Ok(size)
+}
+
 fn depth_to_space(cx: &mut Cx<'_>, node: &Node<'_>) -> Result<Vec<V>> {
     let x = cx.x(node, 0)?;
     let [n, c, h, w] = planes(cx, x)?;
-    let b = count(node.int_or("blocksize", 0)?, "`blocksize`")?;
+    let b = block(node)?;
     let c = c.fixed()?;
-    if b == 0 || c % (b * b) != 0 {
+    if c % (b * b) != 0 {
         return Err(Error::shape(format!("{c} channels in blocks of {b}")));
     }
     let d = c / (b * b);
@@ -581,9 +597,9 @@ fn depth_to_space(cx: &mut Cx<'_>, node: &Node<'_>) -> Result<Vec<V>> {
 fn space_to_depth(cx: &mut Cx<'_>, node: &Node<'_>) -> Result<Vec<V>> {
     let x = cx.x(node, 0)?;
     let [n, c, h, w] = planes(cx, x)?;
-    let b = count(node.int_or("blocksize", 0)?, "`blocksize`")?;
+    let b = block(node)?;
     let (h, w) = (h.fixed()?, w.fixed()?);
-    if b == 0 || h % b != 0 || w % b != 0 {
+    if h % b != 0 || w % b != 0 {
         return Err(Error::shape(format!("{h} x {w} in blocks of {b}")));
     }
     let crd = match node.text_or("mode", "DCR")? {
@@ -695,7 +711,7 @@ fn eye_like(cx: &mut Cx<'_>, node: &Node<'_>) -> Result<Vec<V>> {
     let v = node.input(0)?;
     let ty = cx.ty(v).clone();
     let dtype = match node.int("dtype")? {
-        Some(code) => tensor::dtype(code as i32)?,
+        Some(code) => tensor::dtype_of(code)?,
         None => ty.dtype,
     };
     let [rows, columns] = ty.shape.dims() else {

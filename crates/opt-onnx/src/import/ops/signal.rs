@@ -28,7 +28,7 @@ fn window(cx: &mut Cx<'_>, node: &Node<'_>) -> Result<Vec<V>> {
     if size > 1 << 24 {
         return Err(Error::unsupported(format!("a window of {size} entries")));
     }
-    let dtype = tensor::dtype(node.int_or("output_datatype", 1)? as i32)?;
+    let dtype = tensor::dtype_of(node.int_or("output_datatype", 1)?)?;
     let period = if node.flag("periodic", true)? {
         size as f64
     } else {

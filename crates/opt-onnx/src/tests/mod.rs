@@ -1,0 +1,5 @@
+//! Tests that write ONNX's messages themselves.
+
+mod hostile;
+mod models;
+mod round_trip;
