@@ -7,7 +7,7 @@ mod step;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use step::{Runner, cargo};
+use step::{Runner, Step, cargo};
 
 /// What a command fails with: a message for the terminal.
 type Result<T = ()> = std::result::Result<T, String>;
@@ -31,6 +31,11 @@ cargo xtask onnx-cases DIR
     Writes the backend test cases of the Python package `onnx` to the new or empty folder DIR, for
     `cargo xtask onnx-conformance DIR`.
 
+cargo xtask onnx-conformance DIR [--list FILE.md] [--only TEXT]
+    Runs every case below DIR in the layout of the ONNX backend tests (model.onnx,
+    test_data_set_N/input_K.pb, output_K.pb), tells each that fails or is not supported and why,
+    and then how many there were. --list writes a table.
+
 cargo xtask onnx-check MANIFEST
     Whether the ONNX files that MANIFEST lists are valid, and ONNX Runtime computes with them what
     is expected. xtask/oracle/onnx_check.py describes the file.
@@ -45,6 +50,9 @@ fn main() -> ExitCode {
         ["test", options @ ..] => test(options),
         ["golden", options @ ..] => golden(options),
         ["onnx-cases", folder] => tool("onnx_cases", folder),
+        ["onnx-conformance", arguments @ ..] if !arguments.is_empty() => {
+            Runner::new().run("ONNX conformance", conformance(arguments))
+        }
         ["onnx-check", manifest] => tool("onnx_check", manifest),
         ["help" | "--help" | "-h"] => {
             print!("{HELP}");
@@ -103,6 +111,29 @@ fn test(options: &[&str]) -> Result {
         "tests",
         cargo(["test", "--workspace", "--lib", "--bins", "--tests"]),
     )?;
+    if !skip_oracle {
+        let again = "cargo xtask onnx-check target/onnx-exports/manifest.json";
+        let exports = [
+            "run",
+            "--release",
+            "--package",
+            "opt-suite",
+            "--bin",
+            "onnx-exports",
+            "--",
+        ];
+        runner.run("ONNX exports", cargo(exports).arg("target/onnx-exports"))?;
+        runner.call("ONNX Runtime on them", again, || {
+            oracle::tool("onnx_check", &["target/onnx-exports/manifest.json"])
+        })?;
+        let again = "cargo xtask onnx-cases target/onnx-cases";
+        runner.call("ONNX test cases", again, || {
+            // The script writes to a new folder only.
+            let _ = std::fs::remove_dir_all(root().join("target/onnx-cases"));
+            oracle::tool("onnx_cases", &["target/onnx-cases"])
+        })?;
+        runner.run("ONNX conformance", conformance(&["target/onnx-cases"]))?;
+    }
     runner.run("doc tests", cargo(["test", "--workspace", "--doc"]))?;
     let doc = cargo(["doc", "--workspace", "--no-deps"]);
     runner.run("documentation", doc.env("RUSTDOCFLAGS", "-D warnings"))?;
@@ -116,6 +147,22 @@ fn test(options: &[&str]) -> Result {
     )?;
     runner.summary();
     Ok(())
+}
+
+/// The command that runs ONNX test cases.
+fn conformance(arguments: &[&str]) -> Step {
+    let run = [
+        "run",
+        "--release",
+        "--package",
+        "opt-suite",
+        "--bin",
+        "onnx-conformance",
+        "--",
+    ];
+    arguments
+        .iter()
+        .fold(cargo(run), |step, argument| step.arg(argument))
 }
 
 fn golden(options: &[&str]) -> Result {

@@ -28,6 +28,12 @@ impl Step {
         self
     }
 
+    /// Adds an argument.
+    pub(crate) fn arg(mut self, argument: &str) -> Step {
+        self.args.push(argument.into());
+        self
+    }
+
     /// As one would type it in the root of the workspace.
     fn typed(&self) -> String {
         let env = self

@@ -116,7 +116,7 @@ impl Pass for QuantizeDynamic {
                 }
             };
             let b = patch.dequantize(stored[0], stored[1], stored[2], axis)?;
-            let y = patch.named_node(node.name(), op.clone(), &[a, b])?[0];
+            let y = patch.named_node(node.name(), *op, &[a, b])?[0];
             patch.replace(node.outputs()[0], y)?;
         }
         for note in left {

@@ -335,6 +335,10 @@ impl Program {
     }
 
     fn run_as<R: Lane>(&self, args: &[Arg<'_>], outs: &mut [Out<'_>], cx: &mut RunCx<'_>) {
+        // A scalar may meet an empty tensor, whose walk has no entry to stand at.
+        if self.len == 0 {
+            return;
+        }
         let scalars: SmallVec<[R; 8]> = self
             .inputs
             .iter()
