@@ -102,26 +102,23 @@ fn optimizer(args: &Args) -> Result<Box<dyn Optimizer>> {
             sgd.weight_decay = decay.unwrap_or(0.0);
             Box::new(sgd)
         }
-        "adam" => {
-            let mut adam = Adam::default();
-            adam.weight_decay = decay.unwrap_or(0.0);
-            Box::new(adam)
-        }
+        "adam" => Box::new(Adam {
+            weight_decay: decay.unwrap_or(0.0),
+            ..Adam::default()
+        }),
         "adamw" => {
             let mut adamw = AdamW::default();
             adamw.weight_decay = decay.unwrap_or(adamw.weight_decay);
             Box::new(adamw)
         }
-        "rmsprop" => {
-            let mut rms = RmsProp::default();
-            rms.weight_decay = decay.unwrap_or(0.0);
-            Box::new(rms)
-        }
-        "adagrad" => {
-            let mut adagrad = Adagrad::default();
-            adagrad.weight_decay = decay.unwrap_or(0.0);
-            Box::new(adagrad)
-        }
+        "rmsprop" => Box::new(RmsProp {
+            weight_decay: decay.unwrap_or(0.0),
+            ..RmsProp::default()
+        }),
+        "adagrad" => Box::new(Adagrad {
+            weight_decay: decay.unwrap_or(0.0),
+            ..Adagrad::default()
+        }),
         other => {
             return Err(Error::invalid(format!(
                 "there is no optimizer `{other}`; use sgd, adam, adamw, rmsprop, adagrad or gd"

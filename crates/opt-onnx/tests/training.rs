@@ -62,12 +62,7 @@ fn train(model: &str, file: &str, optimizer: &dyn Optimizer, lr: f32) -> (Vec<f6
     let graph = Importer::new().load(golden(model)).unwrap();
     let all = data(&graph, file);
     let graph = trainable(graph, |_| true).unwrap();
-    let step = training_graph(
-        &graph,
-        &CrossEntropy::default(),
-        optimizer,
-        &StepOptions::default(),
-    );
+    let step = training_graph(&graph, &CrossEntropy, optimizer, &StepOptions::default());
     let step = step.unwrap();
     let backend = NdarrayBackend::new().threads(1);
     let mut inputs = rows(&all, 0);

@@ -171,7 +171,7 @@ fn split(cx: &mut Cx<'_>, node: &Node<'_>) -> Result<Vec<V>> {
     let sizes = match cx.ints(node, "split", 1)? {
         Some(sizes) => counts(&sizes, "`split`")?,
         None => {
-            let size = ty.shape[axis].fixed()?;
+            let size = fixed_size(&ty.shape[axis])?;
             let parts = match given {
                 Some(n) => count(n, "`num_outputs`")?.max(1),
                 None => parts.max(1),
@@ -186,12 +186,21 @@ fn split(cx: &mut Cx<'_>, node: &Node<'_>) -> Result<Vec<V>> {
     Ok(out.into_iter().map(|id| cx.val(id)).collect())
 }
 
+/// The size of an axis that is split.
+fn fixed_size(dim: &Dim) -> Result<usize> {
+    dim.as_fixed().ok_or_else(|| {
+        Error::unsupported(format!(
+            "splitting an axis of the symbolic size {dim}; bind it with `Importer::dim`"
+        ))
+    })
+}
+
 /// PyTorch's exporter writes `split` so; the parts are read by constant indices.
 fn split_to_sequence(cx: &mut Cx<'_>, node: &Node<'_>) -> Result<Vec<V>> {
     let x = cx.x(node, 0)?;
     let ty = cx.b.type_of(x).clone();
     let axis = axis(node.int_or("axis", 0)?, ty.rank())?;
-    let size = ty.shape[axis].fixed()?;
+    let size = fixed_size(&ty.shape[axis])?;
     let keep = node.flag("keepdims", true)?;
     let (sizes, squeeze) = match node.maybe(1) {
         None => (vec![1; size], !keep),
