@@ -41,7 +41,7 @@ struct Args {
     /// `cross_entropy` or `mse`, of the model's first output.
     #[arg(long)]
     loss: String,
-    /// `sgd`, `adam`, `adamw`, `rmsprop`, `adagrad` or `gd`.
+    /// `sgd`, `momentum`, `nesterov`, `adam`, `adamw`, `rmsprop`, `adagrad` or `gd`.
     #[arg(long)]
     optimizer: String,
     /// The learning rate.
@@ -53,7 +53,7 @@ struct Args {
     /// Steps.
     #[arg(long)]
     steps: usize,
-    /// The momentum of `sgd`.
+    /// The momentum of `sgd`, and of `momentum` and `nesterov` (0.9 there if left out).
     #[arg(long, default_value_t = 0.0)]
     momentum: f64,
     /// The weight decay of the optimizer; its usual one if left out.
@@ -102,6 +102,20 @@ fn optimizer(args: &Args) -> Result<Box<dyn Optimizer>> {
             sgd.weight_decay = decay.unwrap_or(0.0);
             Box::new(sgd)
         }
+        "momentum" | "nesterov" => {
+            let factor = if args.momentum > 0.0 {
+                args.momentum
+            } else {
+                0.9
+            };
+            let mut sgd = if args.optimizer == "nesterov" {
+                Sgd::nesterov(factor)
+            } else {
+                Sgd::momentum(factor)
+            };
+            sgd.weight_decay = decay.unwrap_or(0.0);
+            Box::new(sgd)
+        }
         "adam" => Box::new(Adam {
             weight_decay: decay.unwrap_or(0.0),
             ..Adam::default()
@@ -121,7 +135,8 @@ fn optimizer(args: &Args) -> Result<Box<dyn Optimizer>> {
         }),
         other => {
             return Err(Error::invalid(format!(
-                "there is no optimizer `{other}`; use sgd, adam, adamw, rmsprop, adagrad or gd"
+                "there is no optimizer `{other}`; use sgd, momentum, nesterov, adam, adamw, \
+                 rmsprop, adagrad or gd"
             )));
         }
     })

@@ -44,7 +44,7 @@ struct Args {
     /// A scale for each output channel of a weight.
     #[arg(long)]
     per_channel: bool,
-    /// Weights whose names match stay in float.
+    /// Layers whose names, or the names of whose weights, match stay in float.
     #[arg(long, value_name = "REGEX")]
     exclude: Option<String>,
 }

@@ -112,27 +112,33 @@ pub fn fixed_batch(graph: &Graph) -> Option<usize> {
     graph.type_of(*first).shape.dims().first()?.as_fixed()
 }
 
-/// The values of a pattern in a list of names.
+/// The weights whose names, or the names of nodes that read them, match a pattern.
 ///
 /// # Errors
 /// If it is no regular expression or matches nothing.
 pub fn names_matching(graph: &Graph, pattern: &str) -> Result<Vec<String>> {
     let regex = regex::Regex::new(pattern)
         .map_err(|e| Error::invalid(format!("`{pattern}` is no regular expression: {e}")))?;
-    let stored: Vec<&str> = graph
-        .values()
-        .filter(|(_, v)| v.tensor().is_some() && v.ty().dtype.is_float() && v.ty().rank() > 1)
-        .map(|(_, v)| v.name())
-        .collect();
-    let found: Vec<String> = stored
-        .iter()
-        .filter(|n| regex.is_match(n))
-        .map(|n| n.to_string())
-        .collect();
+    let (mut found, mut seen) = (Vec::new(), Vec::new());
+    for (_, node) in graph.nodes() {
+        for &input in node.inputs() {
+            let value = graph.value(input);
+            let weight = value.tensor().is_some() && value.ty().dtype.is_float();
+            if !weight || value.ty().rank() < 2 {
+                continue;
+            }
+            let name = value.name().to_string();
+            if regex.is_match(&name) || regex.is_match(node.name()) {
+                found.push(name);
+            } else {
+                seen.push(format!("{name} of {}", node.name()));
+            }
+        }
+    }
     if found.is_empty() {
         return Err(Error::new(
             ErrorKind::NoEffect,
-            format!("`{pattern}` matches none of the weights {stored:?}"),
+            format!("`{pattern}` matches none of the weights {seen:?}"),
         ));
     }
     Ok(found)

@@ -2,6 +2,7 @@
 
 mod attributes;
 mod nodes;
+mod products;
 mod sizes;
 mod write;
 

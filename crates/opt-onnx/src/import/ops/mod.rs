@@ -18,6 +18,7 @@ mod recurrent;
 mod reduce;
 mod shape;
 mod signal;
+mod sizes;
 
 use opt_core::{Error, Result};
 
@@ -34,6 +35,7 @@ const FAMILIES: &[fn(&str) -> Option<Lower>] = &[
     pool::find,
     norm::find,
     shape::find,
+    sizes::find,
     index::find,
     reduce::find,
     quant::find,
