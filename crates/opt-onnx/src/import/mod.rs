@@ -37,8 +37,9 @@ pub(crate) const INTERNAL: &str = ":const";
 
 /// Functions and branches nested deeper than this are refused.
 const MAX_DEPTH: usize = 64;
-/// Nodes that a model may have after its functions are put in place: nested calls multiply.
-const MAX_NODES: usize = 4_000_000;
+/// How many nodes a model may have for each one that its file has, after its functions are put in
+/// place: nested calls multiply.
+const MAX_GROWTH: usize = 100;
 
 /// Reads ONNX models.
 ///
@@ -162,6 +163,8 @@ impl Importer {
                 )
             })
             .collect();
+        let bodies = model.functions.iter().map(|f| f.node.len());
+        let stored = main.node.len() + bodies.sum::<usize>();
         let mut cx = Cx {
             b: GraphBuilder::new(main.name()),
             vals: Vec::new(),
@@ -176,6 +179,7 @@ impl Importer {
             path: Vec::new(),
             depth: 0,
             nodes: 0,
+            most_nodes: 10_000 + MAX_GROWTH * stored,
         };
         cx.inputs(self, main)?;
         cx.initializers(main)?;
@@ -266,6 +270,7 @@ pub(crate) struct Cx<'m> {
     path: Vec<String>,
     depth: usize,
     nodes: usize,
+    most_nodes: usize,
 }
 
 impl<'m> Cx<'m> {
@@ -400,9 +405,10 @@ impl<'m> Cx<'m> {
     /// The nodes of a graph or function, in an order in which each follows what it reads.
     fn body(&mut self, nodes: &[NodeProto]) -> Result<()> {
         self.nodes = self.nodes.saturating_add(nodes.len());
-        if self.nodes > MAX_NODES {
+        if self.nodes > self.most_nodes {
             return Err(Error::unsupported(format!(
-                "the model has more than {MAX_NODES} nodes once its functions are put in place"
+                "the model has more than {} nodes once its functions are put in place",
+                self.most_nodes
             )));
         }
         for index in order(nodes)? {
