@@ -12,7 +12,9 @@ use opt_core::backend::{CompileSpec, bindings_of};
 use opt_core::file::write_atomically;
 use opt_core::pass::EvalMode;
 use opt_core::random::Philox;
-use opt_core::{Backend, Context, DType, Error, Event, Graph, Observer, Pass, Result, Tensor};
+use opt_core::{
+    Backend, Context, DType, Error, ErrorKind, Event, Graph, Observer, Pass, Result, Tensor,
+};
 use opt_data::TensorDataset;
 use opt_distill::SoftTargets;
 use opt_examples::{arrays, fixed_batch, load, matching, run};
@@ -51,12 +53,12 @@ struct Args {
     #[arg(long)]
     batch: usize,
     /// Steps.
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
+    steps: u64,
+    /// The momentum of `sgd` and `rmsprop` (0 if left out), `momentum` and `nesterov` (0.9).
     #[arg(long)]
-    steps: usize,
-    /// The momentum of `sgd`, and of `momentum` and `nesterov` (0.9 there if left out).
-    #[arg(long, default_value_t = 0.0)]
-    momentum: f64,
-    /// The weight decay of the optimizer; its usual one if left out.
+    momentum: Option<f64>,
+    /// The weight decay of the optimizer, but for `gd`; its usual one if left out.
     #[arg(long)]
     weight_decay: Option<f64>,
     /// Takes the samples in their order.
@@ -75,10 +77,10 @@ struct Args {
     #[arg(long)]
     teacher: Option<PathBuf>,
     /// The temperature of the teacher's outputs.
-    #[arg(long, default_value_t = 4.0)]
+    #[arg(long, default_value_t = 4.0, requires = "teacher")]
     temperature: f64,
     /// The weight of the teacher's outputs against the labels, 0 to 1.
-    #[arg(long, default_value_t = 0.9)]
+    #[arg(long, default_value_t = 0.9, requires = "teacher")]
     alpha: f64,
     /// Where to write the loss of each step.
     #[arg(long)]
@@ -94,21 +96,17 @@ fn main() -> ExitCode {
 }
 
 fn optimizer(args: &Args) -> Result<Box<dyn Optimizer>> {
-    let decay = args.weight_decay;
-    Ok(match args.optimizer.as_str() {
+    let (name, decay) = (args.optimizer.as_str(), args.weight_decay);
+    let built: Box<dyn Optimizer> = match name {
         "gd" => Box::new(GradientDescent),
         "sgd" => {
-            let mut sgd = Sgd::momentum(args.momentum);
+            let mut sgd = Sgd::momentum(args.momentum.unwrap_or(0.0));
             sgd.weight_decay = decay.unwrap_or(0.0);
             Box::new(sgd)
         }
         "momentum" | "nesterov" => {
-            let factor = if args.momentum > 0.0 {
-                args.momentum
-            } else {
-                0.9
-            };
-            let mut sgd = if args.optimizer == "nesterov" {
+            let factor = args.momentum.unwrap_or(0.9);
+            let mut sgd = if name == "nesterov" {
                 Sgd::nesterov(factor)
             } else {
                 Sgd::momentum(factor)
@@ -126,6 +124,7 @@ fn optimizer(args: &Args) -> Result<Box<dyn Optimizer>> {
             Box::new(adamw)
         }
         "rmsprop" => Box::new(RmsProp {
+            momentum: args.momentum.unwrap_or(0.0),
             weight_decay: decay.unwrap_or(0.0),
             ..RmsProp::default()
         }),
@@ -139,7 +138,65 @@ fn optimizer(args: &Args) -> Result<Box<dyn Optimizer>> {
                  rmsprop, adagrad or gd"
             )));
         }
-    })
+    };
+    let has_momentum = matches!(name, "sgd" | "momentum" | "nesterov" | "rmsprop");
+    let ignored = if args.momentum.is_some() && !has_momentum {
+        "--momentum"
+    } else if decay.is_some() && name == "gd" {
+        "--weight-decay"
+    } else {
+        return Ok(built);
+    };
+    Err(Error::invalid(format!(
+        "the optimizer `{name}` has no `{ignored}`"
+    )))
+}
+
+/// The labels, as the loss takes them.
+fn labels(args: &Args, model: &Graph, given: &[(String, Tensor)]) -> Result<Tensor> {
+    let name = &args.labels;
+    let Some((_, labels)) = given.iter().find(|(n, _)| n == name) else {
+        let names: Vec<&str> = given.iter().map(|(n, _)| n.as_str()).collect();
+        return Err(Error::invalid(format!(
+            "there are no labels `{name}` among {names:?}"
+        )));
+    };
+    let output = model
+        .outputs()
+        .next()
+        .ok_or_else(|| Error::invalid("the model has no output"))?;
+    let output = model.type_of(output);
+    let (dtype, shape) = (labels.dtype(), labels.shape());
+    if args.loss == "mse" {
+        return match dtype.is_float() {
+            true => Ok(labels.cast(output.dtype)),
+            false => Err(Error::invalid(format!(
+                "the labels `{name}` are {dtype}{shape:?}; mse takes floats like the output's \
+                 {output}"
+            ))),
+        };
+    }
+    if !matches!(dtype, DType::I32 | DType::I64) || shape.is_empty() {
+        return Err(Error::invalid(format!(
+            "the labels `{name}` are {dtype}{shape:?}; cross_entropy takes class indices (i64), \
+             one a sample, for the output {output}"
+        )));
+    }
+    if let Some(classes) = output.shape.dims().get(1).and_then(|d| d.as_fixed()) {
+        let values = labels.to_f64s();
+        let bad = |v: &f64| *v < 0.0 || *v >= classes as f64;
+        if let Some(at) = values.iter().position(bad) {
+            let sample = at / (values.len() / shape[0]);
+            return Err(Error::new(
+                ErrorKind::Data,
+                format!(
+                    "the label {} of sample {sample} is not in 0..{classes}",
+                    values[at]
+                ),
+            ));
+        }
+    }
+    Ok(labels.cast(DType::I64))
 }
 
 fn objective(args: &Args) -> Result<Box<dyn Objective>> {
@@ -201,26 +258,18 @@ impl Order {
 }
 
 fn command(args: &Args) -> Result<()> {
+    if !args.lr.is_finite() || args.lr < 0.0 {
+        return Err(Error::invalid(format!(
+            "a learning rate of {}; it has to be finite, and 0 or more",
+            args.lr
+        )));
+    }
     let optimizer = optimizer(args)?;
     let objective = objective(args)?;
     let given = arrays(&args.data)?;
     let imported = load(&args.model, &[])?;
     let mut fields = matching(&imported, &given, &[&args.labels], true)?;
-    let labels = given
-        .iter()
-        .find(|(n, _)| *n == args.labels)
-        .ok_or_else(|| {
-            let names: Vec<&str> = given.iter().map(|(n, _)| n.as_str()).collect();
-            Error::invalid(format!(
-                "there are no labels `{}` among {names:?}",
-                args.labels
-            ))
-        })?;
-    let mut labels = labels.1.clone();
-    if args.loss == "cross_entropy" && labels.dtype() == DType::I32 {
-        labels = labels.cast(DType::I64);
-    }
-    fields.push(labels);
+    fields.push(labels(args, &imported, &given)?);
     let data = TensorDataset::new(fields.clone())?;
     let samples = fields[0].shape().first().copied().unwrap_or(0);
     let fixed = fixed_batch(&imported);
@@ -246,6 +295,9 @@ fn command(args: &Args) -> Result<()> {
     }
     let mut config = Config::default();
     config.calibration.batch_size = args.batch;
+    // Whole batches, as in training: a model may be made for their size.
+    let most = samples.min(config.calibration.max_examples).max(args.batch);
+    config.calibration.max_examples = most / args.batch * args.batch;
     if args.qat {
         let prepare = PrepareQat {
             config: config.clone(),
@@ -277,10 +329,11 @@ fn train(
     let mut progress = opt_train::ProgressBar::new();
     progress.event(&Event::Started {
         task: "fine-tuning".into(),
-        total: args.steps as u64,
+        total: args.steps,
     });
     let mut outputs = Vec::new();
-    for k in 0..args.steps {
+    let mut diverged = None;
+    for k in 1..=args.steps {
         let rows = order.next(args.batch);
         let mut inputs = Vec::with_capacity(fields.len() + 1);
         for field in fields {
@@ -297,18 +350,13 @@ fn train(
         };
         session.run_into(&inputs, &mut outputs)?;
         let loss = outputs[0].item()?;
+        let _ = writeln!(log, "{k},{loss}");
         if !loss.is_finite() {
-            return Err(Error::new(
-                opt_core::ErrorKind::Data,
-                format!(
-                    "the loss of step {} is {loss}; try a smaller learning rate",
-                    k + 1
-                ),
-            ));
+            diverged = Some(format!("the loss of step {k} is {loss}"));
+            break;
         }
-        let _ = writeln!(log, "{},{loss}", k + 1);
         progress.event(&Event::Progress {
-            done: k as u64 + 1,
+            done: k,
             metrics: vec![("loss", loss)],
         });
     }
@@ -319,13 +367,26 @@ fn train(
         let ids: Vec<_> = model.variables().map(|(id, ..)| id).collect();
         for id in ids {
             // What the loss does not depend on is in no training step.
-            if let Ok(content) = session.variable(id) {
-                model.set_variable(id, content)?;
+            let Ok(content) = session.variable(id) else {
+                continue;
+            };
+            let before = model.value(id).tensor().is_none_or(Tensor::is_finite);
+            if before && !content.is_finite() && diverged.is_none() {
+                let name = model.value(id).name();
+                diverged = Some(format!("`{name}` is not finite after the last step"));
             }
+            model.set_variable(id, content)?;
         }
     }
+    // The log of a run that failed tells where.
     if let Some(path) = &args.log {
         write_atomically(path, |file| Ok(file.write_all(log.as_bytes())?))?;
+    }
+    if let Some(what) = diverged {
+        return Err(Error::new(
+            ErrorKind::Data,
+            format!("{what}; try a smaller learning rate"),
+        ));
     }
     let last = log.lines().last().unwrap_or_default();
     println!("{} steps; last step and loss: {last}", args.steps);

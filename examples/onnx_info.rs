@@ -1,15 +1,17 @@
 //! What is in an ONNX model: `cargo run --release --example onnx_info -- MODEL`.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
 use comfy_table::{CellAlignment, Table, presets};
 use opt_core::graph::Bindings;
-use opt_core::{Error, Graph, Result, Symbol, ValueId};
+use opt_core::ops::Op;
+use opt_core::{DType, Error, ErrorKind, Graph, Node, Result, Symbol, ValueId, ValueKind};
 use opt_eval::ModelCost;
-use opt_examples::run;
+use opt_examples::{ones, print, run, sizes};
 use opt_onnx::Importer;
 
 /// Shows the layers of an ONNX model and what they cost.
@@ -23,7 +25,8 @@ struct Args {
     /// The graph as a Mermaid diagram.
     #[arg(long)]
     mermaid: bool,
-    /// The size of a symbolic dimension, as NAME=N; the others are 1.
+    /// The size of a symbolic dimension, as NAME=N; the others are 1. Some models can only be
+    /// read with sizes.
     #[arg(long = "dim", value_name = "NAME=N")]
     dims: Vec<String>,
 }
@@ -34,38 +37,108 @@ fn main() -> ExitCode {
 }
 
 fn command(args: &Args) -> Result<()> {
-    let graph = Importer::new().load(&args.model)?;
-    if args.dot {
-        println!("{}", graph.to_dot());
-        return Ok(());
-    }
-    if args.mermaid {
-        println!("{}", graph.to_mermaid());
-        return Ok(());
-    }
-    let mut bindings = Bindings::new();
-    for &id in graph.inputs() {
-        for dim in graph.type_of(id).shape.dims() {
-            for symbol in dim.expr().symbols() {
-                bindings.insert(symbol, 1);
-            }
+    let given = dims(args)?;
+    let graph = read(args, &given)?;
+    let mut bindings = ones(&graph);
+    // Sizes that the model was read with are no symbols any more.
+    for (symbol, &n) in &given {
+        if let Some(size) = bindings.get_mut(symbol) {
+            *size = n;
         }
     }
+    if args.dot || args.mermaid {
+        let graph = graph.bind(&given)?;
+        return print(&match args.dot {
+            true => graph.to_dot(),
+            false => graph.to_mermaid(),
+        });
+    }
+    print(&text(&graph, &bindings, &given)?)
+}
+
+/// The sizes of `--dim`.
+fn dims(args: &Args) -> Result<Bindings> {
+    let mut given = Bindings::new();
     for text in &args.dims {
         let pair = text.split_once('=');
         let parsed = pair.and_then(|(name, n)| Some((Symbol::new(name), n.parse().ok()?)));
         let (name, n) = parsed.ok_or_else(|| Error::invalid(format!("`{text}` is not NAME=N")))?;
-        if bindings.insert(name, n).is_none() {
-            return Err(Error::invalid(format!(
-                "`{text}`: the model has the symbolic dimensions {:?}",
-                bindings.keys().collect::<Vec<_>>()
-            )));
+        if given.insert(name, n).is_some() {
+            return Err(Error::invalid(format!("`{text}`: it has a size already")));
         }
     }
-    table(&graph, &bindings)
+    Ok(given)
 }
 
-fn table(graph: &Graph, bindings: &Bindings) -> Result<()> {
+/// The model with its symbols, or with the sizes given where it cannot be read without.
+fn read(args: &Args, given: &Bindings) -> Result<Graph> {
+    let first = match Importer::new().load(&args.model) {
+        Ok(graph) => {
+            let symbols = ones(&graph);
+            return match given.keys().find(|s| !symbols.contains_key(*s)) {
+                None => Ok(graph),
+                Some(unknown) => Err(Error::invalid(format!(
+                    "no dimension is named `{}`; the model has the symbols {:?}",
+                    unknown.as_str(),
+                    symbols.keys().map(Symbol::as_str).collect::<Vec<_>>()
+                ))),
+            };
+        }
+        Err(first) => first,
+    };
+    if !matches!(first.kind(), ErrorKind::Unsupported | ErrorKind::Shape) {
+        return Err(first);
+    }
+    if given.is_empty() {
+        let message = format!("{first}\nIf sizes are missing, give them as `--dim NAME=N`");
+        return Err(Error::new(first.kind(), message));
+    }
+    let importer = given
+        .iter()
+        .fold(Importer::new(), |importer, (symbol, &n)| {
+            importer.dim(symbol.as_str(), n)
+        });
+    importer.load(&args.model)
+}
+
+/// The parameters and bytes of the tensors that a node is the first to read; parameters are
+/// those of [`ModelCost::parameters`].
+#[derive(Default)]
+struct Weights {
+    counted: HashSet<ValueId>,
+    stored: HashSet<ValueId>,
+}
+
+impl Weights {
+    fn of(&mut self, graph: &Graph, node: &Node) -> (u64, u64) {
+        let (mut parameters, mut bytes) = (0, 0);
+        for (i, &input) in node.inputs().iter().enumerate() {
+            let value = graph.value(input);
+            let Some(content) = value.tensor() else {
+                continue;
+            };
+            if self.stored.insert(input) {
+                bytes += content.size_in_bytes() as u64;
+            }
+            let statistic = match node.op() {
+                Op::BatchNorm(_) => i > 2,
+                Op::Quantize(_)
+                | Op::Dequantize(_)
+                | Op::DynamicQuantize(_)
+                | Op::FakeQuantize(_) => i > 0,
+                _ => false,
+            };
+            let constant = matches!(value.kind(), ValueKind::Constant(_));
+            let weight = content.rank() > 0 && !matches!(content.dtype(), DType::I64 | DType::Bool);
+            if !statistic && (weight || !constant) && self.counted.insert(input) {
+                parameters += content.len() as u64;
+            }
+        }
+        (parameters, bytes)
+    }
+}
+
+fn text(graph: &Graph, bindings: &Bindings, given: &Bindings) -> Result<String> {
     let cost = ModelCost::of(graph, bindings)?;
     let costs: HashMap<&str, u64> = cost
         .nodes
@@ -89,21 +162,11 @@ fn table(graph: &Graph, bindings: &Bindings) -> Result<()> {
             c.set_cell_alignment(CellAlignment::Right);
         }
     }
-    let mut seen = std::collections::HashSet::new();
-    let (mut weights_total, mut activations_total) = (0u64, 0u64);
+    let mut weights = Weights::default();
+    let (mut parameters_total, mut weights_total, mut activations_total) = (0u64, 0u64, 0u64);
     for (_, node) in graph.nodes() {
-        let (mut parameters, mut weight_bytes) = (0u64, 0u64);
-        for &input in node.inputs() {
-            if let Some(content) = graph.value(input).tensor()
-                && content.rank() > 0
-                && seen.insert(input)
-            {
-                if content.dtype() != opt_core::DType::I64 {
-                    parameters += content.len() as u64;
-                }
-                weight_bytes += content.size_in_bytes() as u64;
-            }
-        }
+        let (parameters, weight_bytes) = weights.of(graph, node);
+        parameters_total += parameters;
         let bytes = activation_bytes(&bound, node.outputs())?;
         weights_total += weight_bytes;
         activations_total += bytes;
@@ -122,34 +185,45 @@ fn table(graph: &Graph, bindings: &Bindings) -> Result<()> {
         "total".to_string(),
         format!("{} nodes", graph.nodes().count()),
         String::new(),
-        cost.parameters.to_string(),
+        parameters_total.to_string(),
         cost.macs.to_string(),
         weights_total.to_string(),
         activations_total.to_string(),
     ]);
-    println!("{table}");
+    let mut out = format!("{table}\n");
     for &id in graph.inputs() {
-        println!("input {}: {}", graph.value(id).name(), graph.type_of(id));
+        let _ = writeln!(
+            out,
+            "input {}: {}",
+            graph.value(id).name(),
+            graph.type_of(id)
+        );
     }
     for (name, id) in graph.named_outputs() {
-        println!("output {name}: {}", graph.type_of(*id));
+        let _ = writeln!(out, "output {name}: {}", graph.type_of(*id));
     }
-    println!("peak activation memory: {} bytes", peak(&bound)?);
+    let _ = writeln!(out, "peak activation memory: {} bytes", peak(&bound)?);
     if !bindings.is_empty() {
-        let sizes: Vec<String> = bindings
-            .iter()
-            .map(|(s, n)| format!("{} = {n}", s.as_str()))
-            .collect();
-        println!("sizes: {}", sizes.join(", "));
+        let _ = writeln!(out, "sizes: {}", sizes(bindings));
+    }
+    let mut assumed = bindings.clone();
+    assumed.retain(|symbol, _| !given.contains_key(symbol));
+    if !assumed.is_empty() {
+        let _ = writeln!(out, "not given, so 1: {}", names(&assumed));
     }
     for (key, value) in graph
         .metadata()
         .iter()
         .filter(|(k, _)| !k.starts_with("onnx.doc."))
     {
-        println!("{key}: {value}");
+        let _ = writeln!(out, "{key}: {value}");
     }
-    Ok(())
+    Ok(out)
+}
+
+fn names(bindings: &Bindings) -> String {
+    let names: Vec<&str> = bindings.keys().map(Symbol::as_str).collect();
+    names.join(", ")
 }
 
 fn activation_bytes(graph: &Graph, values: &[ValueId]) -> Result<u64> {

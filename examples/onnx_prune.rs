@@ -8,7 +8,7 @@ use clap::{ArgGroup, Parser};
 use comfy_table::{CellAlignment, Table, presets};
 use opt_core::{Context, Error, Graph, Pass, Result};
 use opt_eval::ModelCost;
-use opt_examples::run;
+use opt_examples::{ones, run, sizes};
 use opt_onnx::{Exporter, Importer, trainable};
 use opt_prune::{ChannelPrune, Magnitude, Random, UnstructuredPrune};
 
@@ -71,8 +71,7 @@ fn command(args: &Args) -> Result<()> {
     }
     Exporter::new().save(&after, &args.out)?;
     println!("{report}");
-    compare(&before, &after);
-    Ok(())
+    compare(&before, &after)
 }
 
 fn no_criterion(name: &str) -> Error {
@@ -81,7 +80,7 @@ fn no_criterion(name: &str) -> Error {
     ))
 }
 
-fn compare(before: &Graph, after: &Graph) {
+fn compare(before: &Graph, after: &Graph) -> Result<()> {
     let mut table = Table::new();
     table.load_style(presets::UTF8_FULL_CONDENSED);
     table.set_header(["", "before", "after"]);
@@ -90,17 +89,22 @@ fn compare(before: &Graph, after: &Graph) {
             c.set_cell_alignment(CellAlignment::Right);
         }
     }
-    // A model with more symbols than its batch has no cost before they are bound.
-    let costs = (ModelCost::of_one(before), ModelCost::of_one(after));
-    if let (Ok(a), Ok(b)) = costs {
-        for (name, x, y) in [
-            ("parameters", a.parameters, b.parameters),
-            ("non-zero", a.nonzeros, b.nonzeros),
-            ("multiply-adds", a.macs, b.macs),
-            ("bytes", a.bytes, b.bytes),
-        ] {
-            table.add_row([name.to_string(), x.to_string(), y.to_string()]);
-        }
-        println!("{table}");
+    let bindings = ones(before);
+    let (a, b) = (
+        ModelCost::of(before, &bindings)?,
+        ModelCost::of(after, &bindings)?,
+    );
+    for (name, x, y) in [
+        ("parameters", a.parameters, b.parameters),
+        ("non-zero", a.nonzeros, b.nonzeros),
+        ("multiply-adds", a.macs, b.macs),
+        ("bytes", a.bytes, b.bytes),
+    ] {
+        table.add_row([name.to_string(), x.to_string(), y.to_string()]);
     }
+    println!("{table}");
+    if !bindings.is_empty() {
+        println!("multiply-adds are for {}", sizes(&bindings));
+    }
+    Ok(())
 }

@@ -9,7 +9,7 @@ use clap::Parser;
 use opt_core::backend::{CompileSpec, bindings_of};
 use opt_core::{Backend, Error, Result};
 use opt_data::npz;
-use opt_examples::{arrays, load, matching, run};
+use opt_examples::{arrays, expected, load, matching, run};
 use opt_ndarray::NdarrayBackend;
 
 /// Runs an ONNX model.
@@ -30,8 +30,8 @@ struct Args {
     #[arg(long)]
     threads: Option<usize>,
     /// Runs so often, after a warm-up, and prints the median time of a run.
-    #[arg(long)]
-    repeat: Option<usize>,
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+    repeat: Option<u32>,
 }
 
 fn main() -> ExitCode {
@@ -54,7 +54,11 @@ fn command(args: &Args) -> Result<()> {
         backend = backend.threads(threads);
     }
     let mut spec = CompileSpec::new();
-    spec.bindings = bindings_of(&graph, &inputs)?;
+    // Each array fits by itself; a symbol may still have two sizes.
+    spec.bindings = bindings_of(&graph, &inputs).map_err(|e| {
+        let message = format!("{e}; the model expects{}", expected(&graph));
+        Error::new(e.kind(), message)
+    })?;
     let mut session = backend.compile(&graph, &spec)?.session()?;
     let found = session.run(&inputs)?;
     let names = graph.named_outputs().iter().map(|(n, _)| n.as_str());
@@ -63,7 +67,7 @@ fn command(args: &Args) -> Result<()> {
     for (name, tensor) in &pairs {
         println!("{name}: {}{:?}", tensor.dtype(), tensor.shape());
     }
-    let Some(repeat) = args.repeat.filter(|&n| n > 0) else {
+    let Some(repeat) = args.repeat.map(|n| n as usize) else {
         return Ok(());
     };
     let mut outputs = found.clone();

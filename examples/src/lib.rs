@@ -1,9 +1,11 @@
 //! What the command-line examples share: reading models and arrays, and saying what is wrong with
 //! them.
 
+use std::io::{self, Write as _};
 use std::path::Path;
 use std::process::ExitCode;
 
+use opt_core::graph::Bindings;
 use opt_core::{Error, ErrorKind, Graph, Result, Tensor};
 use opt_data::npz::Npz;
 use opt_onnx::Importer;
@@ -17,6 +19,34 @@ pub fn run(command: impl FnOnce() -> Result<()>) -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Prints a long text; a reader that closes the pipe early has seen enough.
+///
+/// # Errors
+/// If standard output cannot be written.
+pub fn print(text: &str) -> Result<()> {
+    match io::stdout().lock().write_all(text.as_bytes()) {
+        Err(e) if e.kind() != io::ErrorKind::BrokenPipe => Err(e.into()),
+        _ => Ok(()),
+    }
+}
+
+/// Sizes of 1 for the symbols of a graph's inputs.
+pub fn ones(graph: &Graph) -> Bindings {
+    let dims = graph.inputs().iter().flat_map(|&id| {
+        let dims = graph.type_of(id).shape.dims().iter();
+        dims.flat_map(|dim| dim.expr().symbols())
+    });
+    dims.map(|symbol| (symbol, 1)).collect()
+}
+
+/// Sizes as text: `batch = 1, seq = 8`.
+pub fn sizes(bindings: &Bindings) -> String {
+    let each = bindings
+        .iter()
+        .map(|(s, n)| format!("{} = {n}", s.as_str()));
+    each.collect::<Vec<_>>().join(", ")
 }
 
 /// The inputs that a model expects, one a line.
@@ -50,7 +80,11 @@ pub fn load(path: &Path, inputs: &[(String, Tensor)]) -> Result<Graph> {
         for (name, content) in inputs.iter().filter(|(n, _)| names.contains(n)) {
             importer = importer.known_input(name.clone(), content.clone());
         }
-        importer.load(path).map_err(|_| first)
+        importer.load(path).map_err(|second| match second.kind() {
+            // An array that is not what the model expects.
+            ErrorKind::InvalidArgument => second,
+            _ => first,
+        })
     })
 }
 
