@@ -1,0 +1,147 @@
+//! Scaled dot-product attention, through libtorch's choice of fused kernels.
+
+use opt_core::ops::Attention;
+use opt_core::{DType, Result};
+use tch::Tensor;
+
+use super::{CompileCx, Kernel, int};
+use crate::native::{self, Arg, Operator, Outs, aten};
+
+static SDPA: Operator = Operator::new("scaled_dot_product_attention");
+
+#[derive(Debug, Clone)]
+struct Shape {
+    scale: f64,
+    causal: bool,
+    /// The leading axes as two, which the fused kernels want.
+    lead: [i64; 2],
+    mask: Option<DType>,
+    out: Vec<i64>,
+}
+
+impl Shape {
+    fn new(op: &Attention, cx: &CompileCx<'_>) -> Result<Shape> {
+        let q = cx.shape(0)?;
+        let lead = &q[..q.len() - 2];
+        let heads = lead.last().copied().unwrap_or(1);
+        let batch = lead.iter().rev().skip(1).product();
+        Ok(Shape {
+            scale: op.scale_for(&cx.inputs[0])?,
+            causal: op.causal,
+            lead: [batch, heads],
+            mask: cx.inputs.get(3).map(|t| t.dtype),
+            out: cx.out_shape(0)?,
+        })
+    }
+
+    /// An operand with four axes.
+    fn four(&self, x: &Tensor) -> Result<Tensor> {
+        let size = x.size();
+        match size.len() {
+            4 => Ok(x.shallow_clone()),
+            n => aten!(
+                "reshape",
+                x,
+                &[self.lead[0], self.lead[1], size[n - 2], size[n - 1]]
+            ),
+        }
+    }
+
+    /// The mask with four axes, the triangle in it where there are both.
+    fn mask(&self, mask: Option<&&Tensor>, queries: i64, keys: i64) -> Result<Option<Tensor>> {
+        let Some(mask) = mask else {
+            return Ok(None);
+        };
+        let mut mask = mask.shallow_clone();
+        let rank = mask.dim();
+        if self.out.len() > 4 && rank > 2 {
+            // Leading axes can be merged once they are all there.
+            let mut full = self.out[..self.out.len() - 2].to_vec();
+            full.extend([queries, keys]);
+            let all = aten!("expand", &mask, &full)?;
+            mask = aten!("reshape", &all, &[self.lead[0], self.lead[1], queries, keys])?;
+        } else if self.out.len() == 2 && rank == 2 {
+            mask = aten!("reshape", &mask, &[&[1, 1], &mask.size()[..]].concat())?;
+        } else {
+            while mask.dim() < 4 {
+                mask = aten!("unsqueeze", &mask, 0i64)?;
+            }
+        }
+        if self.causal {
+            let ones = aten!("new_ones", &mask, &[queries, keys], int(11)?)?;
+            let seen = aten!("tril", &ones)?;
+            mask = match self.mask {
+                Some(DType::Bool) => aten!("logical_and", &mask, &seen)?,
+                _ => {
+                    let hidden = aten!("logical_not", &seen)?;
+                    let full = aten!("add.Scalar", &mask, 0.0)?;
+                    let shape = [&full.size()[..2], &[queries, keys]].concat();
+                    let full = aten!("expand", &full, &shape)?;
+                    aten!("masked_fill.Scalar", &full, &hidden, f64::NEG_INFINITY)?
+                }
+            };
+        }
+        Ok(Some(mask))
+    }
+
+    /// The result with four axes.
+    fn run(&self, q: &Tensor, k: &Tensor, v: &Tensor, mask: Option<&Tensor>, record: bool) -> Result<Tensor> {
+        let args = [
+            q.into(),
+            k.into(),
+            v.into(),
+            Arg::from(mask),
+            Arg::Float(0.0),
+            Arg::Bool(self.causal && mask.is_none()),
+            Arg::Float(self.scale),
+        ];
+        native::first(match record {
+            true => SDPA.record(&args),
+            false => SDPA.call(&args),
+        })
+    }
+
+    fn operands(&self, x: &[&Tensor]) -> Result<([Tensor; 3], Option<Tensor>)> {
+        let four = [self.four(x[0])?, self.four(x[1])?, self.four(x[2])?];
+        let (queries, keys) = (four[0].size()[2], four[1].size()[2]);
+        let mask = self.mask(x.get(3), queries, keys)?;
+        Ok((four, mask))
+    }
+}
+
+pub(super) fn compile(op: &Attention, cx: &CompileCx<'_>) -> Result<Kernel> {
+    let shape = Shape::new(op, cx)?;
+    Ok(Kernel::one("attention", move |x| {
+        let ([q, k, v], mask) = shape.operands(x)?;
+        let y = shape.run(&q, &k, &v, mask.as_ref(), false)?;
+        aten!("reshape", &y, &shape.out)
+    }))
+}
+
+/// Attention that is recorded: after its result come the recorded one, query, key and value.
+pub(crate) fn compile_recorded(op: &Attention, cx: &CompileCx<'_>) -> Result<Kernel> {
+    let shape = Shape::new(op, cx)?;
+    Ok(Kernel::new("attention", move |x, _| {
+        let ([q, k, v], mask) = shape.operands(x)?;
+        let [q, k, v] = [native::leaf(&q)?, native::leaf(&k)?, native::leaf(&v)?];
+        let y = shape.run(&q, &k, &v, mask.as_ref(), true)?;
+        let plain = aten!("reshape", &aten!("detach", &y)?, &shape.out)?;
+        Ok(Outs::from_vec(vec![plain, y, q, k, v]))
+    }))
+}
+
+/// The gradients of a recorded attention: inputs are the gradient by its result, and what it
+/// recorded.
+pub(crate) fn compile_grad(op: &Attention, cx: &CompileCx<'_>) -> Result<Kernel> {
+    let shape = Shape::new(op, cx)?;
+    let shapes = [cx.shape(0)?, cx.shape(1)?, cx.shape(2)?];
+    Ok(Kernel::new("attention_backward", move |x, _| {
+        let g = shape.four(x[0])?;
+        let grads = native::gradients(&[x[1]], &[&g], &[x[2], x[3], x[4]])?;
+        let mut outs = Outs::new();
+        for (g, shape) in grads.into_iter().zip(&shapes) {
+            outs.push(aten!("reshape", &g, shape)?);
+        }
+        Ok(outs)
+    }))
+}

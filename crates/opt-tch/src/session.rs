@@ -1,0 +1,222 @@
+//! Executables and sessions: a plan, and the variables of one user of it.
+
+use std::fmt;
+use std::sync::Arc;
+
+use opt_core::backend::Step as StepInfo;
+use opt_core::{DType, Element, Error, ErrorKind, Executable, Result, ResultExt, Session, ValueId};
+use opt_core::Tensor as Host;
+use smallvec::SmallVec;
+use tch::Tensor;
+
+use crate::compile::plan::{Place, Plan};
+use crate::convert::{from_host, read, send, to_host};
+use crate::kernels::RunCx;
+use crate::native::{self, aten};
+
+pub(crate) struct TchExecutable {
+    pub(crate) plan: Arc<Plan>,
+}
+
+impl fmt::Debug for TchExecutable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TchExecutable")
+            .field("device", &self.plan.device)
+            .field("steps", &self.plan.infos())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Executable for TchExecutable {
+    fn session(&self) -> Result<Box<dyn Session>> {
+        Ok(Box::new(TchSession {
+            constants: self.plan.constants(),
+            variables: self.plan.initial()?,
+            slots: (0..self.plan.slots).map(|_| None).collect(),
+            plan: self.plan.clone(),
+        }))
+    }
+
+    fn steps(&self) -> Vec<StepInfo> {
+        self.plan.infos()
+    }
+}
+
+struct TchSession {
+    plan: Arc<Plan>,
+    constants: Vec<Tensor>,
+    variables: Vec<Tensor>,
+    slots: Vec<Option<Tensor>>,
+}
+
+impl TchSession {
+    fn check(&self, inputs: &[Host]) -> Result<()> {
+        if inputs.len() != self.plan.inputs.len() {
+            return Err(Error::invalid(format!(
+                "the graph takes {} inputs, {} were given",
+                self.plan.inputs.len(),
+                inputs.len()
+            )));
+        }
+        for (tensor, input) in inputs.iter().zip(&self.plan.inputs) {
+            if tensor.dtype() != input.ty.dtype {
+                return Err(Error::dtype(format!(
+                    "expected {}, found {}",
+                    input.ty.dtype,
+                    tensor.dtype()
+                ))
+                .at(input.name.clone()));
+            }
+            let shape = input.ty.shape.fixed()?;
+            if tensor.shape() != &shape[..] {
+                return Err(Error::shape(format!(
+                    "the graph was compiled for shape {:?}, found {:?}",
+                    &shape[..],
+                    tensor.shape()
+                ))
+                .at(input.name.clone()));
+            }
+        }
+        Ok(())
+    }
+
+    fn get<'a>(&'a self, place: Place, inputs: &'a [Tensor]) -> Result<&'a Tensor> {
+        match place {
+            Place::Input(i) => Ok(&inputs[i]),
+            Place::Constant(i) => Ok(&self.constants[i]),
+            Place::Variable(i) => Ok(&self.variables[i]),
+            Place::Slot(i) => self.slots[i].as_ref().ok_or_else(|| {
+                Error::new(ErrorKind::Backend, format!("value {i} is not there"))
+            }),
+        }
+    }
+
+    fn execute(&mut self, inputs: &[Tensor], cx: &RunCx) -> Result<()> {
+        let plan = self.plan.clone();
+        for step in &plan.steps {
+            let outs = {
+                let mut args: SmallVec<[&Tensor; 8]> = SmallVec::new();
+                for &place in &step.args {
+                    args.push(self.get(place, inputs)?);
+                }
+                let outs = step.kernel.run(&args, cx);
+                outs.at(|| step.nodes.first().cloned().unwrap_or_default())?
+            };
+            for (slot, out) in step.outs.iter().zip(outs) {
+                if let Some(slot) = slot {
+                    self.slots[*slot] = Some(out);
+                }
+            }
+            for &slot in &step.done {
+                self.slots[slot] = None;
+            }
+        }
+        Ok(())
+    }
+
+    fn run_all(&mut self, inputs: &[Host], outputs: &mut Vec<Host>) -> Result<()> {
+        let plan = self.plan.clone();
+        let cx = RunCx::new(plan.device);
+        let names = plan.inputs.iter();
+        let inputs: Vec<Tensor> = inputs
+            .iter()
+            .zip(names)
+            .map(|(x, input)| send(x, plan.device).at(|| input.name.clone()))
+            .collect::<Result<_>>()?;
+        self.execute(&inputs, &cx)?;
+        outputs.truncate(plan.outputs.len());
+        for (i, &(place, dtype)) in plan.outputs.iter().enumerate() {
+            let content = self.get(place, &inputs)?;
+            match outputs.get_mut(i) {
+                Some(target) => write(content, dtype, target)?,
+                None => outputs.push(to_host(content, dtype)?),
+            }
+        }
+        // Before anything is assigned: after a fault the variables are as before.
+        cx.check()?;
+        let mut new = Vec::with_capacity(plan.assignments.len());
+        for assignment in &plan.assignments {
+            let value = self.get(assignment.from, &inputs)?;
+            new.push(match assignment.copy {
+                // `at::MemoryFormat::Contiguous`
+                true => aten!("clone", value, 0i64)?,
+                false => value.shallow_clone(),
+            });
+        }
+        for (assignment, value) in plan.assignments.iter().zip(new) {
+            self.variables[assignment.variable] = value;
+        }
+        Ok(())
+    }
+}
+
+/// Writes a result into a tensor, in its own memory where that has the right size.
+fn write(x: &Tensor, dtype: DType, target: &mut Host) -> Result<()> {
+    fn copy<T: Element>(x: &Tensor, target: &mut Host) -> Result<()> {
+        let len = target.len();
+        let out: &mut [T] = target.as_slice_mut()?;
+        read(x, len, bytemuck::cast_slice_mut(out))
+    }
+    let same = target.dtype() == dtype
+        && !dtype.is_packed()
+        && target.shape().iter().map(|&n| n as i64).eq(x.size());
+    if !same {
+        *target = to_host(x, dtype)?;
+        return Ok(());
+    }
+    match dtype {
+        DType::F32 => copy::<f32>(x, target),
+        DType::F64 => copy::<f64>(x, target),
+        DType::I64 => copy::<i64>(x, target),
+        _ => {
+            *target = to_host(x, dtype)?;
+            Ok(())
+        }
+    }
+}
+
+impl Session for TchSession {
+    #[tracing::instrument(level = "trace", name = "run", skip_all)]
+    fn run_into(&mut self, inputs: &[Host], outputs: &mut Vec<Host>) -> Result<()> {
+        self.check(inputs)?;
+        native::set_tf32(self.plan.tf32);
+        let result = self.run_all(inputs, outputs);
+        for slot in &mut self.slots {
+            *slot = None;
+        }
+        if let Err(e) = &result {
+            if native::is_out_of_memory(e.message()) {
+                native::empty_cache(self.plan.device);
+            }
+        }
+        result
+    }
+
+    fn variable(&self, id: ValueId) -> Result<Host> {
+        let index = self.plan.variable(id).ok_or_else(|| unknown(id))?;
+        let dtype = self.plan.variables[index].content.dtype();
+        to_host(&self.variables[index], dtype)
+    }
+
+    fn set_variable(&mut self, id: ValueId, content: &Host) -> Result<()> {
+        let index = self.plan.variable(id).ok_or_else(|| unknown(id))?;
+        let variable = &self.plan.variables[index];
+        let old = &variable.content;
+        if content.dtype() != old.dtype() || content.shape() != old.shape() {
+            return Err(Error::shape(format!(
+                "the variable is {}{:?}, the new content {}{:?}",
+                old.dtype(),
+                old.shape(),
+                content.dtype(),
+                content.shape()
+            ))
+            .at(variable.name.clone()));
+        }
+        self.variables[index] = from_host(content, self.plan.device)?;
+        Ok(())
+    }
+}
+
+fn unknown(id: ValueId) -> Error {
+    Error::invalid(format!("the compiled graph has no variable {id:?}"))
+}

@@ -1,0 +1,43 @@
+//! The cases that every backend runs, on libtorch's CPU device and on CUDA where there is one.
+
+use opt_suite::{failures, forward, gradients};
+use opt_tch::{Device, TchBackend};
+
+fn devices() -> Vec<Device> {
+    let mut devices = vec![Device::Cpu];
+    if Device::best() != Device::Cpu {
+        devices.push(Device::best());
+    }
+    devices
+}
+
+#[test]
+fn gradients_hold() {
+    let cases = gradients::cases();
+    for device in devices() {
+        let backend = TchBackend::new(device).unwrap();
+        let failed = failures(&backend, &cases);
+        assert!(
+            failed.is_empty(),
+            "{} of {} on {device}:\n{}",
+            failed.len(),
+            cases.len(),
+            failed.join("\n")
+        );
+    }
+}
+
+#[test]
+fn outputs_agree() {
+    let cases = forward::cases();
+    for device in devices() {
+        let failed = failures(&TchBackend::new(device).unwrap(), &cases);
+        assert!(
+            failed.is_empty(),
+            "{} of {} on {device}:\n{}",
+            failed.len(),
+            cases.len(),
+            failed.join("\n")
+        );
+    }
+}
