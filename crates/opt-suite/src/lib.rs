@@ -2,7 +2,7 @@
 //!
 //! A [`Case`] is a graph, its inputs and what must hold of a backend that runs it. The cases
 //! stand in [`gradients`] (rules against central differences) and [`forward`] (kernels against
-//! expected results), one file an op family.
+//! expected results), one file an op family; [`training`] holds whole training runs.
 //!
 //! ```
 //! use opt_core::{DType, GraphBuilder, Tensor, TensorType};
@@ -20,6 +20,7 @@
 
 pub mod forward;
 pub mod gradients;
+pub mod training;
 
 use opt_core::autodiff::check::check_gradients;
 use opt_core::random::Philox;

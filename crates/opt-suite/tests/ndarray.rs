@@ -1,7 +1,7 @@
 //! Every case on the CPU backend, with one thread and with two.
 
 use opt_ndarray::NdarrayBackend;
-use opt_suite::{failures, forward, gradients};
+use opt_suite::{failures, forward, gradients, training};
 
 #[test]
 fn gradients_hold() {
@@ -27,4 +27,10 @@ fn outputs_agree() {
             failed.join("\n")
         );
     }
+}
+
+#[test]
+fn imported_models_train_like_in_pytorch() {
+    let failed = training::failures(&NdarrayBackend::new().threads(1));
+    assert!(failed.is_empty(), "{}", failed.join("\n"));
 }

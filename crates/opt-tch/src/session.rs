@@ -9,7 +9,7 @@ use opt_core::Tensor as Host;
 use smallvec::SmallVec;
 use tch::Tensor;
 
-use crate::compile::plan::{Place, Plan};
+use crate::compile::plan::{Place, Plan, Planned};
 use crate::convert::{from_host, read, send, to_host};
 use crate::kernels::RunCx;
 use crate::native::{self, aten};
@@ -91,9 +91,8 @@ impl TchSession {
         }
     }
 
-    fn execute(&mut self, inputs: &[Tensor], cx: &RunCx) -> Result<()> {
-        let plan = self.plan.clone();
-        for step in &plan.steps {
+    fn execute(&mut self, steps: &[Planned], inputs: &[Tensor], cx: &RunCx) -> Result<()> {
+        for step in steps {
             let outs = {
                 let mut args: SmallVec<[&Tensor; 8]> = SmallVec::new();
                 for &place in &step.args {
@@ -123,7 +122,8 @@ impl TchSession {
             .zip(names)
             .map(|(x, input)| send(x, plan.device).at(|| input.name.clone()))
             .collect::<Result<_>>()?;
-        self.execute(&inputs, &cx)?;
+        let (pure, effects) = plan.steps.split_at(plan.effects);
+        self.execute(pure, &inputs, &cx)?;
         outputs.truncate(plan.outputs.len());
         for (i, &(place, dtype)) in plan.outputs.iter().enumerate() {
             let content = self.get(place, &inputs)?;
@@ -143,6 +143,7 @@ impl TchSession {
                 false => value.shallow_clone(),
             });
         }
+        self.execute(effects, &inputs, &cx)?;
         for (assignment, value) in plan.assignments.iter().zip(new) {
             self.variables[assignment.variable] = value;
         }

@@ -1,6 +1,6 @@
 //! The cases that every backend runs, on libtorch's CPU device and on CUDA where there is one.
 
-use opt_suite::{failures, forward, gradients};
+use opt_suite::{failures, forward, gradients, training};
 use opt_tch::{Device, TchBackend};
 
 fn devices() -> Vec<Device> {
@@ -39,5 +39,13 @@ fn outputs_agree() {
             cases.len(),
             failed.join("\n")
         );
+    }
+}
+
+#[test]
+fn imported_models_train_like_in_pytorch() {
+    for device in devices() {
+        let failed = training::failures(&TchBackend::new(device).unwrap());
+        assert!(failed.is_empty(), "on {device}:\n{}", failed.join("\n"));
     }
 }

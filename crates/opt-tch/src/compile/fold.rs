@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use opt_core::{Op, Result, ResultExt, Tensor as Host};
 
 use super::ir::{Ir, Kind, Value};
+use super::template::COMPARED;
 use crate::Device;
 use crate::convert::{from_host, to_host};
 use crate::kernels::RunCx;
@@ -59,11 +60,13 @@ pub(super) fn fold(ir: &mut Ir) -> Result<()> {
     Ok(())
 }
 
-/// Constants up to this many bytes are compared.
-const COMPARED: usize = 64;
-
-/// Merges small constants of one content, and steps that apply one op to the same values.
+/// Merges constants of one content up to a size, and steps that apply one op to the same values.
 pub(super) fn merge(ir: &mut Ir) {
+    merge_into(ir, &mut []);
+}
+
+/// [`merge`], which also renames values kept beside the graph.
+pub(super) fn merge_into(ir: &mut Ir, kept: &mut [Option<Value>]) {
     let mut with: HashMap<Value, Value> = HashMap::new();
     let mut seen: HashMap<(Vec<u8>, String), Value> = HashMap::new();
     let mut constants: Vec<Value> = ir.constants.keys().copied().collect();
@@ -82,6 +85,7 @@ pub(super) fn merge(ir: &mut Ir) {
         }
     }
     ir.replace(&with);
+    rename(kept, &with);
     let mut done: HashMap<(String, Vec<Value>), Vec<usize>> = HashMap::new();
     let mut with: HashMap<Value, Value> = HashMap::new();
     for i in 0..ir.steps.len() {
@@ -105,4 +109,13 @@ pub(super) fn merge(ir: &mut Ir) {
         }
     }
     ir.replace(&with);
+    rename(kept, &with);
+}
+
+fn rename(kept: &mut [Option<Value>], with: &HashMap<Value, Value>) {
+    for v in kept.iter_mut().flatten() {
+        while let Some(&next) = with.get(v) {
+            *v = next;
+        }
+    }
 }

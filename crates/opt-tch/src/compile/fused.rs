@@ -1,36 +1,115 @@
-//! Steps that libtorch has one kernel for.
+//! Steps that libtorch has one kernel for: what they are, and where a graph has them.
 
-use opt_core::Result;
+mod backward;
+mod linear;
+mod optimizer;
+
+use opt_core::ops::{Attention, Conv, Gru, LayerNorm, Lstm, MaxPool, UnaryOp};
+use opt_core::{Error, Result};
 
 use super::ir::Ir;
 use crate::Device;
-use crate::kernels::{CompileCx, Kernel};
+use crate::kernels::{self, CompileCx, Kernel};
+pub(crate) use optimizer::{Adam, Sgd};
 
 /// What a fused step runs.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) enum Fused {}
+pub(crate) enum Fused {
+    /// `x w + b`, the weight transposed or not.
+    Linear {
+        /// Whether the weight is `[N, K]`.
+        trans_b: bool,
+    },
+    /// The gradient of an activation from the arriving one, and its input or output.
+    ActivationGrad(UnaryOp),
+    /// The gradient of softmax, or of its logarithm, from the arriving one and the output.
+    SoftmaxGrad {
+        axis: usize,
+        log: bool,
+    },
+    /// Softmax cross-entropy that gives the logarithms beside the loss.
+    CrossEntropy,
+    /// Its gradient from the arriving one, the logarithms and the labels.
+    CrossEntropyGrad,
+    /// The gradients of a convolution that are wanted.
+    ConvGrad {
+        op: Conv,
+        wanted: [bool; 3],
+    },
+    /// The gradients of a layer normalization that are wanted.
+    LayerNormGrad {
+        op: LayerNorm,
+        wanted: [bool; 3],
+    },
+    /// Max pooling that gives the indices.
+    MaxPoolIndices(MaxPool),
+    /// Attention that is recorded for its gradient.
+    Attention(Attention),
+    /// Its gradient.
+    AttentionGrad(Attention),
+    /// An LSTM that is recorded for its gradient.
+    Lstm(Lstm),
+    /// Its gradient.
+    LstmGrad(Lstm),
+    /// A GRU that is recorded for its gradient.
+    Gru(Gru),
+    /// Its gradient.
+    GruGrad(Gru),
+    /// A step of Adam for many parameters, in place.
+    Adam(Adam),
+    /// A step of SGD for many parameters, in place.
+    Sgd(Sgd),
+    /// A variable times a mask, in place.
+    Mask,
+}
 
 impl Fused {
-    pub(crate) fn compile(&self, _: &CompileCx<'_>) -> Result<Kernel> {
-        match *self {}
+    pub(crate) fn compile(&self, cx: &CompileCx<'_>) -> Result<Kernel> {
+        match self {
+            Fused::Linear { trans_b } => kernels::matmul::compile_linear(*trans_b, cx),
+            Fused::ActivationGrad(op) => kernels::elementwise::compile_grad(*op),
+            Fused::SoftmaxGrad { axis, log } => kernels::softmax::compile_grad(*axis, *log, cx),
+            Fused::CrossEntropy => kernels::loss::compile_recorded(cx),
+            Fused::CrossEntropyGrad => kernels::loss::compile_grad(cx),
+            Fused::ConvGrad { op, wanted } => kernels::conv::compile_conv_grad(op, cx, *wanted),
+            Fused::LayerNormGrad { op, wanted } => {
+                kernels::norm::compile_layer_norm_grad(op, &cx.shape(1)?, *wanted)
+            }
+            Fused::MaxPoolIndices(op) => kernels::pool::compile_max_pool_indices(op, cx),
+            Fused::Attention(op) => kernels::attention::compile_recorded(op, cx),
+            Fused::AttentionGrad(op) => kernels::attention::compile_grad(op, cx),
+            Fused::Lstm(op) => Ok(kernels::recurrent::compile_lstm_recorded(op)),
+            Fused::LstmGrad(op) => Ok(kernels::recurrent::compile_lstm_backward(op)),
+            Fused::Gru(op) => kernels::recurrent::compile_gru_recorded(op),
+            Fused::GruGrad(op) => kernels::recurrent::compile_gru_backward(op),
+            Fused::Adam(adam) => Ok(kernels::optimizer::compile_adam(adam)),
+            Fused::Sgd(sgd) => Ok(kernels::optimizer::compile_sgd(sgd)),
+            Fused::Mask => Ok(kernels::optimizer::compile_mask()),
+        }
     }
 
-    /// Whether it writes its inputs.
+    /// Whether it writes variables; then it runs after all else.
     pub(crate) fn writes(&self) -> bool {
-        match *self {}
+        matches!(self, Fused::Adam(_) | Fused::Sgd(_) | Fused::Mask)
     }
 
-    /// Which of so many inputs it writes.
-    pub(crate) fn written(&self, _: usize) -> Vec<usize> {
-        match *self {}
-    }
-
+    /// Whether its results share no memory with its inputs.
     pub(crate) fn gives_new_memory(&self) -> bool {
-        match *self {}
+        !matches!(self, Fused::Attention(_) | Fused::Lstm(_) | Fused::Gru(_))
     }
 }
 
 /// Recognises them.
-pub(super) fn fuse(_: &mut Ir, _: Device) -> Result<()> {
+pub(super) fn fuse(ir: &mut Ir, _: Device) -> Result<()> {
+    backward::fuse(ir)?;
+    linear::fuse(ir);
+    ir.remove_dead();
+    optimizer::fuse(ir)?;
+    ir.remove_dead();
     Ok(())
+}
+
+/// An error of a kernel that was asked for what it does not have.
+pub(crate) fn missing(what: &str) -> Error {
+    Error::unsupported(format!("{what} on the libtorch backend"))
 }

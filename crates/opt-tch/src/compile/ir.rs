@@ -216,6 +216,13 @@ impl Ir {
         self.constants.retain(|&v, _| live[v]);
     }
 
+    /// [`Ir::remove_dead`] for steps in any order.
+    pub(crate) fn remove_dead_unsorted(&mut self) -> Result<()> {
+        self.sort()?;
+        self.remove_dead();
+        Ok(())
+    }
+
     /// Orders the steps so that each comes after those whose results it reads; those that write
     /// variables come last.
     pub(crate) fn sort(&mut self) -> Result<()> {

@@ -5,6 +5,7 @@ mod fold;
 pub(crate) mod fused;
 pub(crate) mod ir;
 pub(crate) mod plan;
+mod template;
 
 use opt_core::{CompileSpec, Graph, Result};
 

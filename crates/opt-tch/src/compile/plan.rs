@@ -62,8 +62,9 @@ pub(crate) struct Plan {
     pub(crate) slots: usize,
     pub(crate) outputs: Vec<(Place, DType)>,
     pub(crate) assignments: Vec<Assignment>,
-    /// Variables that a step writes in place.
-    pub(crate) written: Vec<bool>,
+    /// From which step on variables are written in place: outputs and faults are looked at
+    /// before.
+    pub(crate) effects: usize,
     /// Whether f32 products may be rounded to TF32.
     pub(crate) tf32: bool,
 }
@@ -119,15 +120,11 @@ impl Plan {
                 opt_core::Error::invalid(format!("value {v} is read and never given"))
             })
         };
-        let mut written = vec![false; ir.variables.len()];
+        let mut effects = None;
         let mut steps = Vec::new();
         for (i, step) in ir.steps.iter().enumerate() {
-            if let Kind::Fused(fused) = &step.kind {
-                for slot in fused.written(step.inputs.len()) {
-                    if let Place::Variable(x) = place(&step.inputs[slot])? {
-                        written[x] = true;
-                    }
-                }
+            if effects.is_none() && matches!(&step.kind, Kind::Fused(f) if f.writes()) {
+                effects = Some(i);
             }
             let mut done: Vec<usize> = Vec::new();
             for v in &step.inputs {
@@ -181,11 +178,11 @@ impl Plan {
             device,
             inputs: inputs.collect(),
             constants: Mutex::new(constants),
+            effects: effects.unwrap_or(steps.len()),
             steps,
             slots,
             outputs,
             assignments,
-            written,
             tf32,
             variables: ir.variables,
         })

@@ -134,7 +134,7 @@ pub(crate) fn compile_recorded(op: &Attention, cx: &CompileCx<'_>) -> Result<Ker
 /// recorded.
 pub(crate) fn compile_grad(op: &Attention, cx: &CompileCx<'_>) -> Result<Kernel> {
     let shape = Shape::new(op, cx)?;
-    let shapes = [cx.shape(0)?, cx.shape(1)?, cx.shape(2)?];
+    let shapes = [cx.out_shape(0)?, cx.out_shape(1)?, cx.out_shape(2)?];
     Ok(Kernel::new("attention_backward", move |x, _| {
         let g = shape.four(x[0])?;
         let grads = native::gradients(&[x[1]], &[&g], &[x[2], x[3], x[4]])?;

@@ -5,6 +5,7 @@ use opt_core::{DType, Error, Op, Result};
 use tch::{Kind, Tensor};
 
 use super::{CompileCx, Kernel};
+use crate::compile::fused::missing;
 use crate::convert::{kind, kind_number};
 use crate::native::{Arg, aten};
 
@@ -49,9 +50,7 @@ fn unary(op: UnaryOp) -> Kernel {
             return Kernel::one("gelu", move |x| aten!("gelu", x[0], form));
         }
         UnaryOp::Softplus => {
-            // Above the threshold libtorch gives x itself, which f64 tells from ln(1 + e^x) up
-            // to 37.
-            return Kernel::one("softplus", |x| aten!("softplus", x[0], 1.0, 40.0));
+            return Kernel::one("softplus", |x| aten!("softplus", x[0], 1.0, LINEAR));
         }
         UnaryOp::Softsign => {
             return Kernel::one("softsign", |x| {
@@ -326,4 +325,46 @@ fn saturated(x: &Tensor, target: Kind, low: i64, high: i64) -> Result<Tensor> {
     let above = aten!("ge.Scalar", &zeroed, edge)?;
     let inside = aten!("masked_fill.Scalar", &inside, &above, 0.0)?;
     aten!("masked_fill.Scalar", &to(&inside, target)?, &above, high)
+}
+
+/// `threshold` of softplus, above which it is x: ln(1 + e^x) differs from it in f64 up to 37.
+const LINEAR: f64 = 40.0;
+
+/// Scale and negative scale of SELU (Klambauer et al. 2017).
+const SELU: (f64, f64) = (1.050_700_987_355_480_5, 1.673_263_242_354_377_2);
+
+/// The gradient of an activation; inputs are the arriving gradient and what it is computed from,
+/// the output for ReLU, sigmoid and tanh, else the input.
+pub(crate) fn compile_grad(op: UnaryOp) -> Result<Kernel> {
+    Ok(match op {
+        UnaryOp::Relu => Kernel::one("threshold_backward", |x| {
+            aten!("threshold_backward", x[0], x[1], 0.0)
+        }),
+        UnaryOp::Sigmoid => Kernel::one("sigmoid_backward", |x| {
+            aten!("sigmoid_backward", x[0], x[1])
+        }),
+        UnaryOp::Tanh => Kernel::one("tanh_backward", |x| aten!("tanh_backward", x[0], x[1])),
+        UnaryOp::LeakyRelu { alpha } => Kernel::one("leaky_relu_backward", move |x| {
+            aten!("leaky_relu_backward", x[0], x[1], alpha, false)
+        }),
+        UnaryOp::Elu { alpha } => Kernel::one("elu_backward", move |x| {
+            aten!("elu_backward", x[0], alpha, 1.0, 1.0, false, x[1])
+        }),
+        UnaryOp::Selu => Kernel::one("elu_backward", |x| {
+            aten!("elu_backward", x[0], SELU.1, SELU.0, 1.0, false, x[1])
+        }),
+        UnaryOp::Gelu { tanh } => Kernel::one("gelu_backward", move |x| {
+            let form = if tanh { "tanh" } else { "none" };
+            aten!("gelu_backward", x[0], x[1], form)
+        }),
+        UnaryOp::Silu => Kernel::one("silu_backward", |x| aten!("silu_backward", x[0], x[1])),
+        UnaryOp::HardSwish => Kernel::one("hardswish_backward", |x| {
+            aten!("hardswish_backward", x[0], x[1])
+        }),
+        UnaryOp::Mish => Kernel::one("mish_backward", |x| aten!("mish_backward", x[0], x[1])),
+        UnaryOp::Softplus => Kernel::one("softplus_backward", |x| {
+            aten!("softplus_backward", x[0], x[1], 1.0, LINEAR)
+        }),
+        other => return Err(missing(&format!("the gradient of {}", other.name()))),
+    })
 }

@@ -95,3 +95,19 @@ fn signed(x: &Tensor, unsigned: bool) -> Result<Tensor> {
     };
     Ok(x)
 }
+
+/// A product with one matrix, and a bias of its columns.
+pub(crate) fn compile_linear(trans_b: bool, cx: &CompileCx<'_>) -> Result<Kernel> {
+    let out = cx.out_shape(0)?;
+    let x = cx.shape(0)?;
+    let flat = out.len() == 2;
+    let inner = x[x.len() - 1];
+    Ok(Kernel::one("addmm", move |x| {
+        let w = side(x[1], trans_b)?;
+        if flat {
+            return aten!("addmm", x[2], x[0], &w);
+        }
+        let rows = aten!("reshape", x[0], &[-1, inner])?;
+        aten!("reshape", &aten!("addmm", x[2], &rows, &w)?, &out)
+    }))
+}

@@ -1,22 +1,23 @@
 //! Kernels, one file an op family, under the names that `opt_core::ops` has for them: each turns
 //! an op into calls of libtorch's operators.
 
-mod attention;
-mod conv;
+pub(crate) mod attention;
+pub(crate) mod conv;
 mod custom;
-mod elementwise;
+pub(crate) mod elementwise;
 mod index;
-mod loss;
-mod matmul;
-mod norm;
-mod pool;
+pub(crate) mod loss;
+pub(crate) mod matmul;
+pub(crate) mod norm;
+pub(crate) mod optimizer;
+pub(crate) mod pool;
 mod quant;
 mod random;
-mod recurrent;
+pub(crate) mod recurrent;
 mod reduce;
 mod scan;
 mod shape;
-mod softmax;
+pub(crate) mod softmax;
 mod state;
 
 use std::cell::RefCell;

@@ -1,0 +1,76 @@
+//! Optimizer steps for many parameters at once, in place.
+
+use opt_core::Result;
+use tch::Tensor;
+
+use super::Kernel;
+use crate::compile::fused::{Adam, Sgd};
+use crate::native::{Arg, Outs, atens};
+
+pub(crate) fn compile_adam(adam: &Adam) -> Kernel {
+    let adam = adam.clone();
+    let name = if adam.decoupled {
+        "_fused_adamw_"
+    } else {
+        "_fused_adam_"
+    };
+    Kernel::new(name, move |x, _| {
+        let n = adam.count;
+        let lists: Vec<&[&Tensor]> = x[2..].chunks(n).collect();
+        let steps = vec![x[1]; n];
+        let none: &[&Tensor] = &[];
+        let args = [
+            Arg::Tensors(lists[0]),
+            Arg::Tensors(lists[1]),
+            Arg::Tensors(lists[2]),
+            Arg::Tensors(lists[3]),
+            Arg::Tensors(none),
+            Arg::Tensors(&steps),
+            Arg::Tensor(x[0]),
+            Arg::Float(adam.beta1),
+            Arg::Float(adam.beta2),
+            Arg::Float(adam.weight_decay),
+            Arg::Float(adam.eps),
+            Arg::Bool(false),
+            Arg::Bool(false),
+        ];
+        match adam.decoupled {
+            true => ADAMW.call(&args),
+            false => ADAM.call(&args),
+        }?;
+        Ok(Outs::new())
+    })
+}
+
+static ADAM: crate::native::Operator = crate::native::Operator::new("_fused_adam_.tensor_lr");
+static ADAMW: crate::native::Operator = crate::native::Operator::new("_fused_adamw_.tensor_lr");
+
+pub(crate) fn compile_sgd(sgd: &Sgd) -> Kernel {
+    let sgd = sgd.clone();
+    Kernel::new("_fused_sgd_", move |x, _| {
+        let n = sgd.count;
+        let lists: Vec<&[&Tensor]> = x[1..].chunks(n).collect();
+        let buffers: &[&Tensor] = lists.get(2).copied().unwrap_or(&[]);
+        atens!(
+            "_fused_sgd_.tensor_lr",
+            lists[0],
+            lists[1],
+            buffers,
+            sgd.weight_decay,
+            sgd.momentum,
+            x[0],
+            0.0,
+            sgd.nesterov,
+            false,
+            false
+        )?;
+        Ok(Outs::new())
+    })
+}
+
+pub(crate) fn compile_mask() -> Kernel {
+    Kernel::new("mul_", |x, _| -> Result<Outs> {
+        atens!("mul_.Tensor", x[0], x[1])?;
+        Ok(Outs::new())
+    })
+}
