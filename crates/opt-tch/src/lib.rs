@@ -38,6 +38,18 @@ impl TchBackend {
     }
 }
 
+impl TchBackend {
+    /// The same with or without running several nodes as one (on by default).
+    ///
+    /// Off, each node is computed by itself, in the order of the graph: slower, and closer to
+    /// what the graph says.
+    #[must_use]
+    pub fn fusion(mut self, on: bool) -> TchBackend {
+        self.options.fusion = on;
+        self
+    }
+}
+
 impl Backend for TchBackend {
     fn name(&self) -> &str {
         "tch"

@@ -85,6 +85,7 @@ pub(super) fn merge_into(ir: &mut Ir, kept: &mut [Option<Value>]) {
         }
     }
     ir.replace(&with);
+    ir.constants.retain(|v, _| !with.contains_key(v));
     rename(kept, &with);
     let mut done: HashMap<(String, Vec<Value>), Vec<usize>> = HashMap::new();
     let mut with: HashMap<Value, Value> = HashMap::new();

@@ -3,8 +3,11 @@
 mod backward;
 mod linear;
 mod optimizer;
+mod qdq;
 
-use opt_core::ops::{Attention, Conv, Gru, LayerNorm, Lstm, MaxPool, UnaryOp};
+use opt_core::ops::{
+    Attention, Conv, Dequantize, Gru, LayerNorm, Lstm, MatMul, MaxPool, UnaryOp,
+};
 use opt_core::{Error, Result};
 
 use super::ir::Ir;
@@ -55,6 +58,12 @@ pub(crate) enum Fused {
     Gru(Gru),
     /// Its gradient.
     GruGrad(Gru),
+    /// A matrix product of bytes on grids.
+    IntMatMul(MatMul),
+    /// A convolution of bytes on grids.
+    IntConv(Conv),
+    /// A product with a packed matrix of 4-bit integers.
+    PackedMatMul(MatMul, Dequantize),
     /// A step of Adam for many parameters, in place.
     Adam(Adam),
     /// A step of SGD for many parameters, in place.
@@ -82,6 +91,9 @@ impl Fused {
             Fused::LstmGrad(op) => Ok(kernels::recurrent::compile_lstm_backward(op)),
             Fused::Gru(op) => kernels::recurrent::compile_gru_recorded(op),
             Fused::GruGrad(op) => kernels::recurrent::compile_gru_backward(op),
+            Fused::IntMatMul(op) => kernels::int8::compile_matmul(*op, cx),
+            Fused::IntConv(op) => kernels::int8::compile_conv(op, cx),
+            Fused::PackedMatMul(op, grid) => kernels::packed::compile(*op, grid, cx),
             Fused::Adam(adam) => Ok(kernels::optimizer::compile_adam(adam)),
             Fused::Sgd(sgd) => Ok(kernels::optimizer::compile_sgd(sgd)),
             Fused::Mask => Ok(kernels::optimizer::compile_mask()),
@@ -100,7 +112,8 @@ impl Fused {
 }
 
 /// Recognises them.
-pub(super) fn fuse(ir: &mut Ir, _: Device) -> Result<()> {
+pub(super) fn fuse(ir: &mut Ir, device: Device) -> Result<()> {
+    qdq::fuse(ir, device)?;
     backward::fuse(ir)?;
     linear::fuse(ir);
     ir.remove_dead();

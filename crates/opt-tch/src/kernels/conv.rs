@@ -2,7 +2,7 @@
 
 use opt_core::Result;
 use opt_core::ops::{Conv, ConvGradWeight, ConvTranspose, Window};
-use smallvec::smallvec;
+
 use tch::Tensor;
 
 use super::{CompileCx, Kernel, int, ints, sizes};
@@ -251,7 +251,3 @@ pub(crate) fn compile_conv_grad(
     }))
 }
 
-/// Kernels that give nothing but their one result.
-pub(crate) fn only(t: Tensor) -> Outs {
-    smallvec![t]
-}

@@ -10,7 +10,7 @@ use crate::Device;
 use crate::native::aten;
 
 /// The operand as the product takes it.
-fn side(x: &Tensor, transposed: bool) -> Result<Tensor> {
+pub(super) fn side(x: &Tensor, transposed: bool) -> Result<Tensor> {
     match transposed {
         true => aten!("transpose.int", x, -2i64, -1i64),
         false => Ok(x.shallow_clone()),
@@ -62,7 +62,7 @@ fn takes_int_mm(ta: bool, tb: bool, cx: &CompileCx<'_>) -> bool {
 }
 
 /// As [`takes_int_mm`], for sizes.
-pub(crate) fn int_mm_fits(device: Device, m: i64, k: i64, n: i64) -> bool {
+pub(super) fn int_mm_fits(device: Device, m: i64, k: i64, n: i64) -> bool {
     match device {
         Device::Cpu => m > 0 && k > 0 && n > 0,
         Device::Cuda(_) => m > 16 && k > 0 && k % 8 == 0 && n > 0 && n % 8 == 0,
@@ -71,7 +71,7 @@ pub(crate) fn int_mm_fits(device: Device, m: i64, k: i64, n: i64) -> bool {
 }
 
 /// The exact product `[M, K] x [K, N]` of bytes in i32.
-pub(crate) fn product(a: &Tensor, b: &Tensor, unsigned: [bool; 2]) -> Result<Tensor> {
+fn product(a: &Tensor, b: &Tensor, unsigned: [bool; 2]) -> Result<Tensor> {
     let (sa, sb) = (signed(a, unsigned[0])?, signed(b, unsigned[1])?);
     let mut y = aten!("_int_mm", &sa, &sb)?;
     // (a - 128)(b - 128) sums to ab less 128 times both sums plus 128^2 K.
@@ -88,7 +88,7 @@ pub(crate) fn product(a: &Tensor, b: &Tensor, unsigned: [bool; 2]) -> Result<Ten
 }
 
 /// Bytes as signed ones, those without a sign moved by -128.
-fn signed(x: &Tensor, unsigned: bool) -> Result<Tensor> {
+pub(super) fn signed(x: &Tensor, unsigned: bool) -> Result<Tensor> {
     let x = match unsigned {
         true => aten!("view.dtype", &aten!("bitwise_xor.Scalar", x, 128i64)?, crate::convert::KIND_I8)?,
         false => x.shallow_clone(),

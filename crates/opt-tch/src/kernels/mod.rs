@@ -6,10 +6,12 @@ pub(crate) mod conv;
 mod custom;
 pub(crate) mod elementwise;
 mod index;
+pub(crate) mod int8;
 pub(crate) mod loss;
 pub(crate) mod matmul;
 pub(crate) mod norm;
 pub(crate) mod optimizer;
+pub(crate) mod packed;
 pub(crate) mod pool;
 mod quant;
 mod random;
@@ -178,6 +180,10 @@ pub(crate) struct Shared(Tensor);
 unsafe impl Sync for Shared {}
 
 impl Shared {
+    pub(crate) fn new(tensor: Tensor) -> Shared {
+        Shared(tensor)
+    }
+
     pub(crate) fn get(&self) -> &Tensor {
         &self.0
     }
