@@ -90,9 +90,7 @@ fn close(found: &[f64], expected: &[f64]) -> Result<()> {
     for (i, (a, b)) in found.iter().zip(expected).enumerate() {
         let near = (a - b).abs() <= TOLERANCE * (1e-3 + b.abs()).max(TOLERANCE);
         if !near {
-            return Err(Error::invalid(format!(
-                "loss {i} is {a}, PyTorch has {b}"
-            )));
+            return Err(Error::invalid(format!("loss {i} is {a}, PyTorch has {b}")));
         }
     }
     Ok(())

@@ -101,7 +101,11 @@ pub(crate) fn to_device(x: &Tensor, device: Device) -> Result<Tensor> {
 
 /// A copy in the program's memory.
 pub(crate) fn to_host(x: &Tensor, dtype: DType) -> Result<Host> {
-    let shape: Vec<usize> = x.size().iter().map(|&n| n.unsigned_abs() as usize).collect();
+    let shape: Vec<usize> = x
+        .size()
+        .iter()
+        .map(|&n| n.unsigned_abs() as usize)
+        .collect();
     let len: usize = shape.iter().product();
     let mut buffer = Buffer::zeroed(len * kind(dtype)?.elt_size_in_bytes());
     read(x, len, buffer.bytes_mut())?;

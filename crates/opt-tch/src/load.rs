@@ -12,8 +12,8 @@ use std::sync::OnceLock;
 /// What came of loading.
 #[derive(Debug, Clone)]
 pub(crate) enum Loaded {
-    /// It was there or is now.
-    Yes(PathBuf),
+    /// It is there.
+    Yes,
     /// libtorch was built without it.
     NotBuilt,
     /// It is there and cannot be loaded.
@@ -57,7 +57,7 @@ pub(crate) fn cuda() -> &'static Loaded {
                 Ok(library) => {
                     // It has to stay: the kernels are code in it.
                     std::mem::forget(library);
-                    Loaded::Yes(path)
+                    Loaded::Yes
                 }
                 Err(e) => Loaded::Failed(path, e.to_string()),
             };
@@ -69,7 +69,7 @@ pub(crate) fn cuda() -> &'static Loaded {
 /// The number of CUDA devices.
 pub(crate) fn cuda_devices() -> usize {
     match cuda() {
-        Loaded::Yes(_) => usize::try_from(tch::Cuda::device_count()).unwrap_or(0),
+        Loaded::Yes => usize::try_from(tch::Cuda::device_count()).unwrap_or(0),
         Loaded::NotBuilt | Loaded::Failed(..) => 0,
     }
 }

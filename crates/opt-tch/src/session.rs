@@ -3,9 +3,9 @@
 use std::fmt;
 use std::sync::Arc;
 
+use opt_core::Tensor as Host;
 use opt_core::backend::Step as StepInfo;
 use opt_core::{DType, Element, Error, ErrorKind, Executable, Result, ResultExt, Session, ValueId};
-use opt_core::Tensor as Host;
 use smallvec::SmallVec;
 use tch::Tensor;
 
@@ -85,9 +85,9 @@ impl TchSession {
             Place::Input(i) => Ok(&inputs[i]),
             Place::Constant(i) => Ok(&self.constants[i]),
             Place::Variable(i) => Ok(&self.variables[i]),
-            Place::Slot(i) => self.slots[i].as_ref().ok_or_else(|| {
-                Error::new(ErrorKind::Backend, format!("value {i} is not there"))
-            }),
+            Place::Slot(i) => self.slots[i]
+                .as_ref()
+                .ok_or_else(|| Error::new(ErrorKind::Backend, format!("value {i} is not there"))),
         }
     }
 

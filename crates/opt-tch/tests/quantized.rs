@@ -30,11 +30,19 @@ fn integers(dtype: DType, shape: &[usize], seed: u64) -> Tensor {
 
 fn scales(len: usize, seed: u64) -> Vec<f64> {
     let stream = Philox::new(seed);
-    (0..len as u64).map(|i| 0.001 + 0.01 * stream.uniform(1, i)).collect()
+    (0..len as u64)
+        .map(|i| 0.001 + 0.01 * stream.uniform(1, i))
+        .collect()
 }
 
 /// A dequantized input or constant in f64; with `axis`, scales and zero points are of its entries.
-fn on_grid(b: &mut GraphBuilder, q: ValueId, axis: Option<usize>, symmetric: bool, seed: u64) -> ValueId {
+fn on_grid(
+    b: &mut GraphBuilder,
+    q: ValueId,
+    axis: Option<usize>,
+    symmetric: bool,
+    seed: u64,
+) -> ValueId {
     let ty = b.type_of(q).clone();
     let shape = ty.shape.fixed().unwrap();
     let (count, dims) = match axis {
@@ -50,7 +58,8 @@ fn on_grid(b: &mut GraphBuilder, q: ValueId, axis: Option<usize>, symmetric: boo
         })
         .collect();
     let zero = b.constant(Tensor::from_f64s(ty.dtype, &dims, &zeros).unwrap());
-    b.op(Dequantize { axis, block: None }, &[q, scale, zero]).unwrap()
+    b.op(Dequantize { axis, block: None }, &[q, scale, zero])
+        .unwrap()
 }
 
 fn kernels(backend: &TchBackend, graph: &Graph) -> Vec<String> {
@@ -60,7 +69,10 @@ fn kernels(backend: &TchBackend, graph: &Graph) -> Vec<String> {
 
 fn compare(graph: &Graph, inputs: &[Tensor], kernel: &str) {
     let names = kernels(&backend(), graph);
-    assert!(names.iter().any(|k| k == kernel), "{names:?} without {kernel}");
+    assert!(
+        names.iter().any(|k| k == kernel),
+        "{names:?} without {kernel}"
+    );
     let fused = backend().run_once(graph, inputs).unwrap();
     let plain = backend().fusion(false).run_once(graph, inputs).unwrap();
     opt_suite::close(&fused[0], &plain[0], 1e-12).unwrap();
@@ -80,7 +92,14 @@ fn matrix_products_of_bytes_are_exact() {
             (vec![5, 40], vec![40, 7], false, Some(1), false, "_int_mm"),
             (vec![2, 3, 33], vec![9, 33], true, Some(0), false, "_int_mm"),
             (vec![1, 2000], vec![2000, 4], false, None, false, "_int_mm"),
-            (vec![2, 3, 1500], vec![2, 1500, 4], false, None, false, "matmul (dequantized)"),
+            (
+                vec![2, 3, 1500],
+                vec![2, 1500, 4],
+                false,
+                None,
+                false,
+                "matmul (dequantized)",
+            ),
         ] {
             seed += 1;
             let mut g = GraphBuilder::new("product");
@@ -90,9 +109,21 @@ fn matrix_products_of_bytes_are_exact() {
                 on_grid(&mut g, x, None, symmetric, seed),
                 on_grid(&mut g, w, axis, symmetric, seed + 100),
             );
-            let y = g.op(MatMul { trans_a: false, trans_b }, &[x, w]).unwrap();
+            let y = g
+                .op(
+                    MatMul {
+                        trans_a: false,
+                        trans_b,
+                    },
+                    &[x, w],
+                )
+                .unwrap();
             g.output("y", y).unwrap();
-            compare(&g.finish().unwrap(), &[integers(a_type, &a, seed + 50)], kernel);
+            compare(
+                &g.finish().unwrap(),
+                &[integers(a_type, &a, seed + 50)],
+                kernel,
+            );
         }
     }
 }
@@ -112,13 +143,16 @@ fn convolutions_of_bytes_are_exact() {
         let mut g = GraphBuilder::new("convolution");
         let x = g.input("x", TensorType::new(DType::U8, x_shape)).unwrap();
         let w = g.constant(integers(DType::I8, &w_shape, seed));
-        let bias = g.constant(Tensor::from_f64s(DType::F64, [w_shape[0]], &scales(w_shape[0], 3)).unwrap());
+        let bias = g
+            .constant(Tensor::from_f64s(DType::F64, [w_shape[0]], &scales(w_shape[0], 3)).unwrap());
         let (x, w) = (
             on_grid(&mut g, x, None, symmetric, seed),
             on_grid(&mut g, w, Some(0), symmetric, seed + 10),
         );
         let window = Window::new(2).stride(stride).pad(1);
-        let y = g.op(Op::from(Conv { window, groups }), &[x, w, bias]).unwrap();
+        let y = g
+            .op(Op::from(Conv { window, groups }), &[x, w, bias])
+            .unwrap();
         g.output("y", y).unwrap();
         let x = integers(DType::U8, &x_shape, seed + 20);
         compare(&g.finish().unwrap(), &[x], "convolution (dequantized)");
@@ -127,7 +161,9 @@ fn convolutions_of_bytes_are_exact() {
 
 /// Examples for the transformer: rows of token ids.
 fn tokens(rows: usize) -> TensorDataset {
-    let ids: Vec<i64> = (0..rows as i64 * 16).map(|i| (i * 7 + i / 5) % 50).collect();
+    let ids: Vec<i64> = (0..rows as i64 * 16)
+        .map(|i| (i * 7 + i / 5) % 50)
+        .collect();
     TensorDataset::new(vec![Tensor::new([rows, 16], ids).unwrap()]).unwrap()
 }
 
@@ -150,14 +186,25 @@ fn quantized_models_agree_with_what_their_graphs_say() {
         (Box::new(QuantizeStatic::new()), "_int_mm"),
         (Box::new(QuantizeDynamic::new()), "_int_mm"),
         (Box::new(QuantizeWeights::int4(32)), "_weight_int4pack_mm"),
-        (Box::new(QuantizeWeights::int4(32).asymmetric()), "_weight_int4pack_mm"),
+        (
+            Box::new(QuantizeWeights::int4(32).asymmetric()),
+            "_weight_int4pack_mm",
+        ),
     ];
     for (pass, kernel) in passes {
-        let mut cx = Context::new().with_backend(&backend).with_calibration(&data);
+        let mut cx = Context::new()
+            .with_backend(&backend)
+            .with_calibration(&data);
         let (graph, _) = pass.apply(model.clone(), &mut cx).unwrap();
-        let graph = graph.bind(&[(opt_core::Symbol::new("batch"), 2)].into()).unwrap();
+        let graph = graph
+            .bind(&[(opt_core::Symbol::new("batch"), 2)].into())
+            .unwrap();
         let names = kernels(&backend, &graph);
-        assert!(names.iter().any(|k| k == kernel), "{}: {names:?}", pass.name());
+        assert!(
+            names.iter().any(|k| k == kernel),
+            "{}: {names:?}",
+            pass.name()
+        );
         let ids: Vec<i64> = (0..32).map(|i| i * 3 % 50).collect();
         let x = [Tensor::new([2, 16], ids).unwrap()];
         let fused = backend.run_once(&graph, &x).unwrap();

@@ -101,7 +101,10 @@ pub(super) fn merge_into(ir: &mut Ir, kept: &mut [Option<Value>]) {
             continue;
         }
         let alike = done.entry((op.name().to_string(), inputs)).or_default();
-        match alike.iter().find(|&&j| ir.steps[j].kind == ir.steps[i].kind) {
+        match alike
+            .iter()
+            .find(|&&j| ir.steps[j].kind == ir.steps[i].kind)
+        {
             Some(&j) => {
                 let (old, new) = (&ir.steps[i].outputs, &ir.steps[j].outputs);
                 with.extend(old.iter().copied().zip(new.iter().copied()));

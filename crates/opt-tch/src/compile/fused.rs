@@ -5,9 +5,7 @@ mod linear;
 mod optimizer;
 mod qdq;
 
-use opt_core::ops::{
-    Attention, Conv, Dequantize, Gru, LayerNorm, Lstm, MatMul, MaxPool, UnaryOp,
-};
+use opt_core::ops::{Attention, Conv, Dequantize, Gru, LayerNorm, Lstm, MatMul, MaxPool, UnaryOp};
 use opt_core::{Error, Result};
 
 use super::ir::Ir;
@@ -26,24 +24,15 @@ pub(crate) enum Fused {
     /// The gradient of an activation from the arriving one, and its input or output.
     ActivationGrad(UnaryOp),
     /// The gradient of softmax, or of its logarithm, from the arriving one and the output.
-    SoftmaxGrad {
-        axis: usize,
-        log: bool,
-    },
+    SoftmaxGrad { axis: usize, log: bool },
     /// Softmax cross-entropy that gives the logarithms beside the loss.
     CrossEntropy,
     /// Its gradient from the arriving one, the logarithms and the labels.
     CrossEntropyGrad,
     /// The gradients of a convolution that are wanted.
-    ConvGrad {
-        op: Conv,
-        wanted: [bool; 3],
-    },
+    ConvGrad { op: Conv, wanted: [bool; 3] },
     /// The gradients of a layer normalization that are wanted.
-    LayerNormGrad {
-        op: LayerNorm,
-        wanted: [bool; 3],
-    },
+    LayerNormGrad { op: LayerNorm, wanted: [bool; 3] },
     /// Max pooling that gives the indices.
     MaxPoolIndices(MaxPool),
     /// Attention that is recorded for its gradient.

@@ -114,11 +114,7 @@ impl Ir {
         }
         for &id in graph.inputs() {
             let value = graph.value(id);
-            value
-                .ty()
-                .shape
-                .fixed()
-                .at(|| value.name().to_string())?;
+            value.ty().shape.fixed().at(|| value.name().to_string())?;
             ir.inputs.push((value.name().to_string(), id.index()));
         }
         for (_, node) in graph.nodes() {
@@ -240,7 +236,8 @@ impl Ir {
         }
         // Of those that can run, the first in the old order: values stay as short-lived as the
         // graph has them.
-        let mut ready: std::collections::BTreeSet<(bool, usize)> = std::collections::BTreeSet::new();
+        let mut ready: std::collections::BTreeSet<(bool, usize)> =
+            std::collections::BTreeSet::new();
         let writes = |i: usize| matches!(&steps[i].kind, Kind::Fused(f) if f.writes());
         for (i, &n) in waiting.iter().enumerate() {
             if n == 0 {

@@ -8,9 +8,9 @@ use opt_core::{DType, Op, Result, TensorType, ValueId};
 use tch::Tensor;
 
 use super::ir::{Ir, Kind, Value, Variable};
+use crate::Device;
 use crate::convert::from_host;
 use crate::kernels::Kernel;
-use crate::Device;
 
 /// Where a value is found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -84,7 +84,11 @@ impl Plan {
                 used[v] = true;
             }
         }
-        for &v in ir.outputs.iter().chain(ir.assignments.iter().map(|(_, v)| v)) {
+        for &v in ir
+            .outputs
+            .iter()
+            .chain(ir.assignments.iter().map(|(_, v)| v))
+        {
             used[v] = true;
         }
         let mut constants = Vec::new();
@@ -110,7 +114,11 @@ impl Plan {
                 }
             }
         }
-        for v in ir.outputs.iter().chain(ir.assignments.iter().map(|(_, v)| v)) {
+        for v in ir
+            .outputs
+            .iter()
+            .chain(ir.assignments.iter().map(|(_, v)| v))
+        {
             if let Some(Place::Slot(s)) = places.get(v) {
                 kept[*s] = true;
             }
@@ -199,7 +207,10 @@ impl Plan {
 
     /// The variables' first content, on the device.
     pub(crate) fn initial(&self) -> Result<Vec<Tensor>> {
-        let each = self.variables.iter().map(|v| from_host(&v.content, self.device));
+        let each = self
+            .variables
+            .iter()
+            .map(|v| from_host(&v.content, self.device));
         each.collect()
     }
 

@@ -222,13 +222,7 @@ impl Template {
     }
 
     /// Whether a value of the graph can be one of the template.
-    fn unify(
-        &self,
-        index: &Index<'_>,
-        t: Value,
-        v: Value,
-        bound: &mut [Option<Value>],
-    ) -> bool {
+    fn unify(&self, index: &Index<'_>, t: Value, v: Value, bound: &mut [Option<Value>]) -> bool {
         let mut todo = vec![(t, v)];
         while let Some((t, v)) = todo.pop() {
             if let Some(known) = bound[t] {
@@ -244,11 +238,7 @@ impl Template {
             if t == self.arriving {
                 continue;
             }
-            let wanted = self
-                .graph
-                .steps
-                .iter()
-                .find(|s| s.outputs.contains(&t));
+            let wanted = self.graph.steps.iter().find(|s| s.outputs.contains(&t));
             let (Some(wanted), Some(found)) = (wanted, index.producer(v)) else {
                 return false;
             };
@@ -256,7 +246,13 @@ impl Template {
             if wanted.kind != found.kind || place(wanted, t) != place(found, v) {
                 return false;
             }
-            todo.extend(wanted.inputs.iter().copied().zip(found.inputs.iter().copied()));
+            todo.extend(
+                wanted
+                    .inputs
+                    .iter()
+                    .copied()
+                    .zip(found.inputs.iter().copied()),
+            );
         }
         true
     }

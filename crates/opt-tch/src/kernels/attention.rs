@@ -59,7 +59,11 @@ impl Shape {
             let mut full = self.out[..self.out.len() - 2].to_vec();
             full.extend([queries, keys]);
             let all = aten!("expand", &mask, &full)?;
-            mask = aten!("reshape", &all, &[self.lead[0], self.lead[1], queries, keys])?;
+            mask = aten!(
+                "reshape",
+                &all,
+                &[self.lead[0], self.lead[1], queries, keys]
+            )?;
         } else if self.out.len() == 2 && rank == 2 {
             mask = aten!("reshape", &mask, &[&[1, 1], &mask.size()[..]].concat())?;
         } else {
@@ -85,7 +89,14 @@ impl Shape {
     }
 
     /// The result with four axes.
-    fn run(&self, q: &Tensor, k: &Tensor, v: &Tensor, mask: Option<&Tensor>, record: bool) -> Result<Tensor> {
+    fn run(
+        &self,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        mask: Option<&Tensor>,
+        record: bool,
+    ) -> Result<Tensor> {
         let args = [
             q.into(),
             k.into(),

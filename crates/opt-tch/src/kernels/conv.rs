@@ -147,10 +147,7 @@ pub(super) fn compile_conv(op: &Conv, cx: &CompileCx<'_>) -> Result<Kernel> {
     }))
 }
 
-pub(super) fn compile_conv_grad_weight(
-    op: &ConvGradWeight,
-    cx: &CompileCx<'_>,
-) -> Result<Kernel> {
+pub(super) fn compile_conv_grad_weight(op: &ConvGradWeight, cx: &CompileCx<'_>) -> Result<Kernel> {
     let geometry = Geometry::new(&op.window, op.groups)?;
     let shape = cx.out_shape(0)?;
     Ok(Kernel::one("convolution_backward", move |x| {
@@ -250,4 +247,3 @@ pub(crate) fn compile_conv_grad(
         Ok(chosen.map(|(t, _)| t).collect())
     }))
 }
-

@@ -200,10 +200,7 @@ fn binary(op: BinaryOp, cx: &CompileCx<'_>) -> Result<Kernel> {
 }
 
 /// A function of integers that gives 0 where the divisor is 0.
-fn by_zero(
-    x: &[&Tensor],
-    f: impl Fn(&Tensor, &Tensor) -> Result<Tensor>,
-) -> Result<Tensor> {
+fn by_zero(x: &[&Tensor], f: impl Fn(&Tensor, &Tensor) -> Result<Tensor>) -> Result<Tensor> {
     let zero = aten!("eq.Scalar", x[1], 0i64)?;
     let divisor = aten!("masked_fill.Scalar", x[1], &zero, 1i64)?;
     let result = f(x[0], &divisor)?;

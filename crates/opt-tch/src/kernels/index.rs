@@ -84,7 +84,13 @@ pub(super) fn compile_gather_grad(op: &GatherGrad, cx: &CompileCx<'_>) -> Result
         let flat = aten!("reshape", &index, &[-1])?;
         let g = aten!("reshape", x[1], &merged)?;
         let zeros = aten!("new_zeros", x[1], &out)?;
-        Ok(smallvec![of_data(aten!("index_add", &zeros, axis, &flat, &g))?])
+        Ok(smallvec![of_data(aten!(
+            "index_add",
+            &zeros,
+            axis,
+            &flat,
+            &g
+        ))?])
     }))
 }
 
@@ -98,10 +104,7 @@ pub(super) fn compile_gather_elements(axis: usize, cx: &CompileCx<'_>) -> Result
     }))
 }
 
-pub(super) fn compile_scatter_elements(
-    op: &ScatterElements,
-    cx: &CompileCx<'_>,
-) -> Result<Kernel> {
+pub(super) fn compile_scatter_elements(op: &ScatterElements, cx: &CompileCx<'_>) -> Result<Kernel> {
     let size = cx.shape(0)?[op.axis];
     let plain = plain(cx.constants[1].as_ref(), size);
     let axis = int(op.axis)?;
@@ -134,6 +137,9 @@ pub(super) fn compile_one_hot(op: &OneHot, cx: &CompileCx<'_>) -> Result<Kernel>
             cx.device
         )?;
         let classes = aten!("reshape", &classes, &along)?;
-        Ok(smallvec![to(&aten!("eq.Tensor", &index, &classes)?, target)?])
+        Ok(smallvec![to(
+            &aten!("eq.Tensor", &index, &classes)?,
+            target
+        )?])
     }))
 }

@@ -55,7 +55,14 @@ impl Sizes {
             true => aten!("nll_loss_forward", log, &labels, Arg::None, NONE, IGNORED),
             false => {
                 let (log, labels) = (self.four(log)?, self.three(&labels)?);
-                aten!("nll_loss2d_forward", &log, &labels, Arg::None, NONE, IGNORED)
+                aten!(
+                    "nll_loss2d_forward",
+                    &log,
+                    &labels,
+                    Arg::None,
+                    NONE,
+                    IGNORED
+                )
             }
         };
         let loss = loss.map_err(|e| match e.message().contains("out of bounds") {
@@ -110,11 +117,8 @@ pub(crate) fn compile_grad(cx: &CompileCx<'_>) -> Result<Kernel> {
                 &total
             )?,
             false => {
-                let (g, four, labels) = (
-                    sizes.three(x[0])?,
-                    sizes.four(log)?,
-                    sizes.three(&labels)?,
-                );
+                let (g, four, labels) =
+                    (sizes.three(x[0])?, sizes.four(log)?, sizes.three(&labels)?);
                 let g = aten!(
                     "nll_loss2d_backward",
                     &g,

@@ -90,7 +90,11 @@ fn product(a: &Tensor, b: &Tensor, unsigned: [bool; 2]) -> Result<Tensor> {
 /// Bytes as signed ones, those without a sign moved by -128.
 pub(super) fn signed(x: &Tensor, unsigned: bool) -> Result<Tensor> {
     let x = match unsigned {
-        true => aten!("view.dtype", &aten!("bitwise_xor.Scalar", x, 128i64)?, crate::convert::KIND_I8)?,
+        true => aten!(
+            "view.dtype",
+            &aten!("bitwise_xor.Scalar", x, 128i64)?,
+            crate::convert::KIND_I8
+        )?,
         false => x.shallow_clone(),
     };
     Ok(x)

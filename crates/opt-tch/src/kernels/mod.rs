@@ -14,7 +14,7 @@ pub(crate) mod optimizer;
 pub(crate) mod packed;
 pub(crate) mod pool;
 mod quant;
-mod random;
+pub(crate) mod random;
 pub(crate) mod recurrent;
 mod reduce;
 mod scan;
@@ -61,10 +61,9 @@ impl RunCx {
             aten!("ge.Scalar", &index, size)?,
         );
         let outside = aten!("any", &aten!("logical_or", &low, &high)?)?;
-        self.faults.borrow_mut().push((
-            outside,
-            format!("an index of {what} is not in 0..{size}"),
-        ));
+        self.faults
+            .borrow_mut()
+            .push((outside, format!("an index of {what} is not in 0..{size}")));
         aten!("clamp", &index, 0i64, (size - 1).max(0))
     }
 

@@ -114,7 +114,17 @@ pub(super) fn compile_group_norm(
     let inner: i64 = shape[2..].iter().product();
     Ok(Kernel::one("group_norm", move |x| {
         let input = aten!("contiguous", x[0])?;
-        aten!("native_group_norm", &input, x[1], x[2], n, c, inner, groups, epsilon)
+        aten!(
+            "native_group_norm",
+            &input,
+            x[1],
+            x[2],
+            n,
+            c,
+            inner,
+            groups,
+            epsilon
+        )
     }))
 }
 

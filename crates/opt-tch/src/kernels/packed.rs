@@ -14,12 +14,7 @@ use crate::native::aten;
 const ROWS: i64 = 64;
 
 /// Whether libtorch's kernel takes the sizes and the element type.
-pub(crate) fn fits(
-    device: Device,
-    x: DType,
-    [m, k, n]: [i64; 3],
-    block: usize,
-) -> bool {
+pub(crate) fn fits(device: Device, x: DType, [m, k, n]: [i64; 3], block: usize) -> bool {
     let sized = matches!(block, 32 | 64 | 128 | 256) && k % block as i64 == 0 && m > 0 && m <= ROWS;
     match device {
         Device::Cpu => sized && matches!(x, DType::F32 | DType::BF16 | DType::F16) && n % 16 == 0,
@@ -88,7 +83,13 @@ pub(crate) fn compile(op: MatMul, dequantize: &Dequantize, cx: &CompileCx<'_>) -
                 block,
                 pair.get()
             )?,
-            _ => aten!("_weight_int4pack_mm", &rows, packed.get(), block, pair.get())?,
+            _ => aten!(
+                "_weight_int4pack_mm",
+                &rows,
+                packed.get(),
+                block,
+                pair.get()
+            )?,
         };
         aten!("reshape", &y, &out)
     }))

@@ -119,8 +119,28 @@ impl Pool {
             self.ceil,
         );
         match self.kernel.len() {
-            2 => aten!("max_pool2d_with_indices_backward", g, x, k, s, p, d, c, index),
-            _ => aten!("max_pool3d_with_indices_backward", g, x, k, s, p, d, c, index),
+            2 => aten!(
+                "max_pool2d_with_indices_backward",
+                g,
+                x,
+                k,
+                s,
+                p,
+                d,
+                c,
+                index
+            ),
+            _ => aten!(
+                "max_pool3d_with_indices_backward",
+                g,
+                x,
+                k,
+                s,
+                p,
+                d,
+                c,
+                index
+            ),
         }
     }
 }
@@ -329,8 +349,28 @@ pub(super) fn compile_avg_pool_grad(op: &AvgPoolGrad, cx: &CompileCx<'_>) -> Res
             };
             let (k, s, p, c) = (&pool.kernel, &pool.strides, &pool.pads, pool.ceil);
             let y = match pool.kernel.len() {
-                2 => aten!("avg_pool2d_backward", &g, &like, k, s, p, c, *include, Arg::None)?,
-                _ => aten!("avg_pool3d_backward", &g, &like, k, s, p, c, *include, Arg::None)?,
+                2 => aten!(
+                    "avg_pool2d_backward",
+                    &g,
+                    &like,
+                    k,
+                    s,
+                    p,
+                    c,
+                    *include,
+                    Arg::None
+                )?,
+                _ => aten!(
+                    "avg_pool3d_backward",
+                    &g,
+                    &like,
+                    k,
+                    s,
+                    p,
+                    c,
+                    *include,
+                    Arg::None
+                )?,
             };
             pool.crop(y, &shape)
         }

@@ -1,7 +1,7 @@
 //! Quantize, dequantize and fake-quantize, in float.
 
-use opt_core::ops::{Dequantize, FakeQuantize, Quantize};
 use opt_core::Result;
+use opt_core::ops::{Dequantize, FakeQuantize, Quantize};
 use smallvec::smallvec;
 use tch::{Kind, Tensor};
 
@@ -17,7 +17,11 @@ pub(crate) enum Grid {
     /// A shape that broadcasts.
     Axis(Vec<i64>),
     /// Repeated along an axis, then cut to its size.
-    Block { axis: i64, block: i64, size: i64 },
+    Block {
+        axis: i64,
+        block: i64,
+        size: i64,
+    },
 }
 
 impl Grid {

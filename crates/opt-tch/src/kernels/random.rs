@@ -73,7 +73,14 @@ fn uniform(seed: u64, step: &Tensor, len: usize, device: Device) -> Result<Tenso
     }
     let words = words(seed, step, len, device)?;
     let bits = aten!("bitwise_right_shift.Tensor_Scalar", &words, 8i64)?;
-    let u = to(&bits, if device == Device::Mps { Kind::Float } else { Kind::Double })?;
+    let u = to(
+        &bits,
+        if device == Device::Mps {
+            Kind::Float
+        } else {
+            Kind::Double
+        },
+    )?;
     aten!("mul.Scalar", &u, 1.0 / f64::from(1u32 << 24))
 }
 

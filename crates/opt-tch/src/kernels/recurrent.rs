@@ -129,9 +129,7 @@ impl Network {
     }
 
     fn forward(self, name: &'static str) -> Kernel {
-        Kernel::new(name, move |x, _| {
-            Ok(Outs::from_vec(self.run(x, false)?))
-        })
+        Kernel::new(name, move |x, _| Ok(Outs::from_vec(self.run(x, false)?)))
     }
 
     /// After the outputs, those recorded and the inputs to differentiate by.

@@ -17,7 +17,9 @@ pub(super) fn compile(op: &Op, cx: &CompileCx<'_>) -> Result<Kernel> {
         }
         Op::Transpose(op) => {
             let perm = ints(&op.perm)?;
-            Ok(Kernel::one("permute", move |x| aten!("permute", x[0], &perm)))
+            Ok(Kernel::one("permute", move |x| {
+                aten!("permute", x[0], &perm)
+            }))
         }
         Op::Slice(op) => {
             let parts = parts(op, &cx.out_shape(0)?)?;
@@ -57,7 +59,9 @@ pub(super) fn compile(op: &Op, cx: &CompileCx<'_>) -> Result<Kernel> {
         Op::PadGrad(op) => pad_grad(&op.pad, cx),
         Op::Expand(_) => {
             let shape = cx.out_shape(0)?;
-            Ok(Kernel::one("expand", move |x| aten!("expand", x[0], &shape)))
+            Ok(Kernel::one("expand", move |x| {
+                aten!("expand", x[0], &shape)
+            }))
         }
         Op::Tile(op) => {
             let repeats = ints(&op.repeats)?;
@@ -86,7 +90,11 @@ fn parts(op: &Slice, out: &[i64]) -> Result<Vec<Part>> {
         let (start, step) = (op.starts[i] as i64, op.steps[i] as i64);
         let len = out[op.axes[i]];
         let last = start + (len - 1) * step;
-        let (low, high) = if step < 0 { (last, start) } else { (start, last) };
+        let (low, high) = if step < 0 {
+            (last, start)
+        } else {
+            (start, last)
+        };
         parts.push(Part {
             axis: int(op.axes[i])?,
             start: if len == 0 { 0 } else { low },

@@ -11,7 +11,14 @@ pub(super) fn compile(op: &Op, cx: &CompileCx<'_>) -> Result<Kernel> {
             Ok(Kernel::one("identity", |x| Ok(x[0].shallow_clone())))
         }
         Op::Assign(_) => Ok(Kernel::one("identity", |x| Ok(x[1].shallow_clone()))),
-        Op::Sizes(op) => counted(&op.dims.fixed()?.iter().map(|&n| n as i64).collect::<Vec<_>>(), cx),
+        Op::Sizes(op) => counted(
+            &op.dims
+                .fixed()?
+                .iter()
+                .map(|&n| n as i64)
+                .collect::<Vec<_>>(),
+            cx,
+        ),
         Op::Iota(_) => counted(&(0..sizes(&cx.outputs[0])?[0]).collect::<Vec<_>>(), cx),
         other => Err(Error::unsupported(format!("{} here", other.name()))),
     }

@@ -34,7 +34,6 @@ pub(crate) enum Arg<'a> {
     Ints(&'a [i64]),
     Bools(&'a [bool]),
     Tensors(&'a [&'a Tensor]),
-    Floats(&'a [f64]),
     Str(&'a str),
     Device(Device),
 }
@@ -259,7 +258,6 @@ impl Raw {
             },
             Arg::Ints(list) => Raw::list(5, list),
             Arg::Bools(list) => Raw::list(6, list),
-            Arg::Floats(list) => Raw::list(8, list),
             Arg::Str(text) => Raw::list(9, text.as_bytes()),
             Arg::Device(device) => Raw {
                 integer: i64::from(device.index()),

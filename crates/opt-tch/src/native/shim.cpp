@@ -42,7 +42,6 @@ enum Tag : int32_t {
   kInts = 5,
   kBools = 6,
   kTensors = 7,
-  kDoubles = 8,
   kString = 9,
   kDevice = 10,
 };
@@ -76,10 +75,6 @@ c10::IValue value_of(const Arg& arg) {
       list.reserve(arg.len);
       for (size_t i = 0; i < arg.len; i++) list.push_back(p[i]);
       return list;
-    }
-    case kDoubles: {
-      auto p = static_cast<const double*>(arg.data);
-      return c10::List<double>(c10::ArrayRef<double>(p, arg.len));
     }
     case kTensors: {
       auto p = static_cast<const at::Tensor* const*>(arg.data);

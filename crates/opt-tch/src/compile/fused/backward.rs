@@ -216,9 +216,9 @@ fn recurrent(ir: &Ir, index: &Index<'_>, i: usize, op: &Op) -> Option<Change> {
     let n = forward.inputs.len();
     match op {
         Op::MaxPool(pool) => {
-            let at = readers.find(|&s| {
-                matches!(ir.steps[s].op(), Some(Op::MaxPoolGrad(op)) if op.pool == *pool)
-            })?;
+            let at = readers.find(
+                |&s| matches!(ir.steps[s].op(), Some(Op::MaxPoolGrad(op)) if op.pool == *pool),
+            )?;
             let step = &ir.steps[at];
             Some(Change::Recorded {
                 forward: i,
@@ -238,7 +238,13 @@ fn recurrent(ir: &Ir, index: &Index<'_>, i: usize, op: &Op) -> Option<Change> {
                 matches!(step.op(), Some(Op::LstmGrad(g)) if g.lstm == *op)
                     && step.inputs[..n] == forward.inputs[..]
             })?;
-            Some(network(ir, i, at, Fused::Lstm(op.clone()), Fused::LstmGrad(op.clone())))
+            Some(network(
+                ir,
+                i,
+                at,
+                Fused::Lstm(op.clone()),
+                Fused::LstmGrad(op.clone()),
+            ))
         }
         Op::Gru(op) if op.linear_before_reset => {
             let at = readers.find(|&s| {
@@ -246,7 +252,13 @@ fn recurrent(ir: &Ir, index: &Index<'_>, i: usize, op: &Op) -> Option<Change> {
                 matches!(step.op(), Some(Op::GruGrad(g)) if g.gru == *op)
                     && step.inputs[..n] == forward.inputs[..]
             })?;
-            Some(network(ir, i, at, Fused::Gru(op.clone()), Fused::GruGrad(op.clone())))
+            Some(network(
+                ir,
+                i,
+                at,
+                Fused::Gru(op.clone()),
+                Fused::GruGrad(op.clone()),
+            ))
         }
         _ => None,
     }
@@ -254,7 +266,10 @@ fn recurrent(ir: &Ir, index: &Index<'_>, i: usize, op: &Op) -> Option<Change> {
 
 fn network(ir: &Ir, forward: usize, at: usize, kind: Fused, grad: Fused) -> Change {
     let step = &ir.steps[at];
-    let (n, outputs) = (ir.steps[forward].inputs.len(), ir.steps[forward].outputs.len());
+    let (n, outputs) = (
+        ir.steps[forward].inputs.len(),
+        ir.steps[forward].outputs.len(),
+    );
     Change::Recorded {
         forward,
         kind: Kind::Fused(kind),

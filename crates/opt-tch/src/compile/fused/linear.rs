@@ -2,8 +2,8 @@
 
 use std::collections::HashSet;
 
-use opt_core::ops::{BinaryOp, MatMul};
 use opt_core::Op;
+use opt_core::ops::{BinaryOp, MatMul};
 
 use super::Fused;
 use crate::compile::ir::{Ir, Kind, Value};
@@ -21,7 +21,8 @@ pub(super) fn fuse(ir: &mut Ir) {
             let &at = producers.get(&product)?;
             let alone = consumers.get(&product).is_some_and(|c| c.len() == 1);
             let trans_b = matches(ir, at, product, bias)?;
-            (alone && !ir.is_result(product) && !dropped.contains(&at)).then_some((at, bias, trans_b))
+            (alone && !ir.is_result(product) && !dropped.contains(&at))
+                .then_some((at, bias, trans_b))
         });
         let Some((at, bias, trans_b)) = found else {
             continue;

@@ -251,15 +251,16 @@ impl<'a> Formulas<'a> {
             Some((new, mask)) => (new, Some(mask)),
             None => (value, None),
         };
-        let mut update = self
-            .adam(param, new)
-            .or_else(|| self.sgd(param, new))?;
+        let mut update = self.adam(param, new).or_else(|| self.sgd(param, new))?;
         update.mask = mask;
         let mut ends = vec![value];
         if mask.is_some() {
             ends.push(new);
         }
-        let alike = update.tensors.iter().all(|&v| self.ir.types[v] == self.ir.types[param]);
+        let alike = update
+            .tensors
+            .iter()
+            .all(|&v| self.ir.types[v] == self.ir.types[param]);
         let whole = ends.iter().all(|&v| self.only_read_by(v, &[value]));
         let variables = update.tensors.iter().enumerate().filter(|(i, _)| *i != 1);
         let quiet = variables.into_iter().all(|(_, &v)| self.silent(v));

@@ -136,7 +136,10 @@ fn matmul(ir: &mut Ir, i: usize, op: MatMul, x: &OnGrid, w: &OnGrid) {
     let wide = ir.value(weight.with_dtype(DType::I32));
     let mut dims = weight.shape.dims().to_vec();
     dims.remove(inner);
-    let sums = ir.value(TensorType::new(DType::I32, dims.into_iter().collect::<Shape>()));
+    let sums = ir.value(TensorType::new(
+        DType::I32,
+        dims.into_iter().collect::<Shape>(),
+    ));
     let nodes = ir.steps[i].nodes.clone();
     let cast = Op::from(Cast { dtype: DType::I32 });
     let sum = Op::from(Reduce {

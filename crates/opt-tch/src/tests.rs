@@ -1,0 +1,209 @@
+//! What is private: the generator in operators, places of values, errors.
+
+use opt_core::random::Philox;
+use opt_core::{Backend, CompileSpec, DType, ErrorKind, GraphBuilder, Shape, Tensor, TensorType};
+
+use crate::{Device, TchBackend};
+
+fn backend() -> TchBackend {
+    TchBackend::new(Device::Cpu).unwrap()
+}
+
+#[test]
+fn the_generator_in_operators_gives_the_same_words() {
+    for (seed, step, len) in [
+        (0, 0, 5),
+        (7, 3, 64),
+        (u64::MAX, i64::MAX, 9),
+        (1 << 40, 1 << 33, 1),
+    ] {
+        let found = crate::kernels::random::words_on(seed, step, len).unwrap();
+        let stream = Philox::new(seed);
+        let expected =
+            (0..len as u64).map(|i| f64::from(stream.block(step as u64, i / 4)[(i % 4) as usize]));
+        assert!(found.into_iter().eq(expected), "{seed} {step}");
+    }
+}
+
+#[test]
+fn a_variable_is_read_before_it_is_written() {
+    let mut b = GraphBuilder::new("swap");
+    let x = b
+        .variable("x", Tensor::new([2], [1f32, 2.]).unwrap())
+        .unwrap();
+    let y = b
+        .variable("y", Tensor::new([2], [3f32, 4.]).unwrap())
+        .unwrap();
+    b.assign(x, y).unwrap();
+    b.assign(y, x).unwrap();
+    let (was, shape) = (b.reshape(x, [1, 2]).unwrap(), Shape::from([2, 1]));
+    let other = b.reshape(y, shape).unwrap();
+    b.output("x", was).unwrap();
+    b.output("y", other).unwrap();
+    let graph = b.finish().unwrap();
+    let executable = backend().compile(&graph, &CompileSpec::new()).unwrap();
+    let mut session = executable.session().unwrap();
+    for (first, second) in [([1., 2.], [3., 4.]), ([3., 4.], [1., 2.])] {
+        let out = session.run(&[]).unwrap();
+        assert_eq!(out[0].to_vec::<f32>().unwrap(), first);
+        assert_eq!(out[1].to_vec::<f32>().unwrap(), second);
+    }
+    assert_eq!(
+        session.variable(x).unwrap().to_vec::<f32>().unwrap(),
+        [1., 2.]
+    );
+    // Another session starts from the graph's content.
+    let fresh = executable.session().unwrap();
+    assert_eq!(
+        fresh.variable(y).unwrap().to_vec::<f32>().unwrap(),
+        [3., 4.]
+    );
+}
+
+/// A gradient step on `sum(w x)`, whose fused kernel writes in place, with an average of the
+/// weight beside it and the weight as an output.
+#[test]
+fn steps_in_place_change_nothing_that_is_read() {
+    let mut b = GraphBuilder::new("step");
+    let x = b.input("x", TensorType::new(DType::F32, [2])).unwrap();
+    let lr = b
+        .input("lr", TensorType::new(DType::F32, Shape::default()))
+        .unwrap();
+    let w = b
+        .variable("w", Tensor::new([2], [1f32, 1.]).unwrap())
+        .unwrap();
+    let last = b
+        .variable("last", Tensor::new([2], [0f32, 0.]).unwrap())
+        .unwrap();
+    let step = b.mul(x, lr).unwrap();
+    let new = b.sub(w, step).unwrap();
+    b.assign(w, new).unwrap();
+    b.assign(last, w).unwrap();
+    b.output("w", w).unwrap();
+    let graph = b.finish().unwrap();
+    let executable = backend().compile(&graph, &CompileSpec::new()).unwrap();
+    assert!(executable.steps().iter().any(|s| s.kernel == "_fused_sgd_"));
+    let mut session = executable.session().unwrap();
+    let inputs = [
+        Tensor::new([2], [1f32, 2.]).unwrap(),
+        Tensor::scalar(0.5f32),
+    ];
+    let out = session.run(&inputs).unwrap();
+    assert_eq!(out[0].to_vec::<f32>().unwrap(), [1., 1.]);
+    assert_eq!(
+        session.variable(w).unwrap().to_vec::<f32>().unwrap(),
+        [0.5, 0.]
+    );
+    assert_eq!(
+        session.variable(last).unwrap().to_vec::<f32>().unwrap(),
+        [1., 1.]
+    );
+    session.run(&inputs).unwrap();
+    assert_eq!(
+        session.variable(last).unwrap().to_vec::<f32>().unwrap(),
+        [0.5, 0.]
+    );
+}
+
+#[test]
+fn a_failed_run_leaves_the_variables() {
+    let mut b = GraphBuilder::new("fails");
+    let i = b.input("i", TensorType::new(DType::I64, [1])).unwrap();
+    let table = b
+        .variable("table", Tensor::new([2, 1], [1f32, 2.]).unwrap())
+        .unwrap();
+    let twice = b.mul_scalar(table, 2.0).unwrap();
+    b.assign(table, twice).unwrap();
+    let row = b.embedding(table, i).unwrap();
+    b.output("row", row).unwrap();
+    let graph = b.finish().unwrap();
+    let mut session = backend()
+        .compile(&graph, &CompileSpec::new())
+        .unwrap()
+        .session()
+        .unwrap();
+    let error = session
+        .run(&[Tensor::new([1], [5i64]).unwrap()])
+        .unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Data, "{error}");
+    assert_eq!(
+        session.variable(table).unwrap().to_vec::<f32>().unwrap(),
+        [1., 2.]
+    );
+    session.run(&[Tensor::new([1], [1i64]).unwrap()]).unwrap();
+    assert_eq!(
+        session.variable(table).unwrap().to_vec::<f32>().unwrap(),
+        [2., 4.]
+    );
+}
+
+#[test]
+fn running_out_of_memory_is_an_error_that_says_how_much() {
+    let mut b = GraphBuilder::new("huge");
+    let x = b
+        .input("x", TensorType::new(DType::F32, [1 << 22, 1]))
+        .unwrap();
+    let y = b
+        .input("y", TensorType::new(DType::F32, [1, 1 << 22]))
+        .unwrap();
+    let z = b.add(x, y).unwrap();
+    let s = b.sum_all(z).unwrap();
+    b.output("s", s).unwrap();
+    let graph = b.finish().unwrap();
+    let x = Tensor::zeros(DType::F32, [1 << 22, 1]).unwrap();
+    let y = Tensor::zeros(DType::F32, [1, 1 << 22]).unwrap();
+    // 64 TiB.
+    let error = backend().run_once(&graph, &[x, y]).unwrap_err();
+    let text = error.to_string();
+    assert_eq!(error.kind(), ErrorKind::Backend, "{text}");
+    assert!(text.contains("70368744177664"), "{text}");
+    if cfg!(target_os = "linux") {
+        assert!(text.contains("bytes of memory are free"), "{text}");
+    }
+    // The process lives on.
+    let one = Tensor::scalar(1f32);
+    let mut b = GraphBuilder::new("small");
+    let x = b
+        .input("x", TensorType::new(DType::F32, Shape::default()))
+        .unwrap();
+    let y = b.neg(x).unwrap();
+    b.output("y", y).unwrap();
+    let out = backend().run_once(&b.finish().unwrap(), &[one]).unwrap();
+    assert_eq!(out[0].item().unwrap(), -1.0);
+}
+
+#[test]
+fn a_device_that_is_not_there_is_an_error() {
+    let error = TchBackend::new(Device::Cuda(200)).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Backend);
+    let text = error.to_string();
+    assert!(
+        text.contains("cuda:200") && text.contains("doctor"),
+        "{text}"
+    );
+}
+
+#[test]
+fn executables_are_shared_between_threads() {
+    let mut b = GraphBuilder::new("shared");
+    let x = b.input("x", TensorType::new(DType::F32, [64, 64])).unwrap();
+    let w = b.constant(Tensor::full(DType::F32, [64, 64], 0.5).unwrap());
+    let y = b.matmul(x, w).unwrap();
+    b.output("y", y).unwrap();
+    let executable = backend()
+        .compile(&b.finish().unwrap(), &CompileSpec::new())
+        .unwrap();
+    std::thread::scope(|scope| {
+        for i in 0..4 {
+            let executable = executable.clone();
+            scope.spawn(move || {
+                let mut session = executable.session().unwrap();
+                let x = Tensor::full(DType::F32, [64, 64], f64::from(i)).unwrap();
+                for _ in 0..20 {
+                    let y = session.run(std::slice::from_ref(&x)).unwrap();
+                    assert_eq!(y[0].to_f64s()[5], 32.0 * f64::from(i));
+                }
+            });
+        }
+    });
+}
