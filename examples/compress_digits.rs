@@ -15,7 +15,7 @@ use opt_data::{
 };
 use opt_distill::{Distil, SoftTargets};
 use opt_eval::{CompareOptions, LatencyBench, compare};
-use opt_ndarray::NdarrayBackend;
+use opt_examples::BackendArgs;
 use opt_prune::{ChannelPrune, PolynomialDecay, PruneRetrain, UnstructuredPrune};
 use opt_quant::{Config, QuantizeAware, QuantizeStatic};
 use opt_train::checkpoint::save_weights;
@@ -34,9 +34,9 @@ struct Options {
     /// Seed of all that is random.
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// Threads to train with; all if not given. Latencies are of one image on one thread.
-    #[arg(long)]
-    threads: Option<usize>,
+    /// Latencies are of one image on one thread.
+    #[command(flatten)]
+    backend: BackendArgs,
     /// Writes the table to a file as JSON.
     #[arg(long)]
     json: Option<PathBuf>,
@@ -96,10 +96,7 @@ fn load(options: &Options) -> Result<(TrainTest, f32)> {
 
 fn main() -> Result<()> {
     let options = Options::parse();
-    let mut backend = NdarrayBackend::new();
-    if let Some(threads) = options.threads {
-        backend = backend.threads(threads);
-    }
+    let backend = options.backend.build()?;
     let (data, largest) = load(&options)?;
     let scale = Scale::new(1.0 / largest, 0.0)?;
     let train = data.train.map(0, &scale)?;
@@ -113,7 +110,7 @@ fn main() -> Result<()> {
         test.len(),
         options.shape
     );
-    let models = build(&options, &backend, &train, &validation, classes)?;
+    let models = build(&options, &*backend, &train, &validation, classes)?;
     report(&options, &models, &test)
 }
 
@@ -189,9 +186,9 @@ fn build(
 /// Measures the models on the test images and prints and writes the table.
 fn report(options: &Options, models: &[(String, Graph)], test: &TensorDataset) -> Result<()> {
     let rows: Vec<(&str, &Graph)> = models.iter().map(|(n, g)| (n.as_str(), g)).collect();
-    let single = NdarrayBackend::new().threads(1);
+    let single = options.backend.single()?;
     let bench = LatencyBench::new();
-    let table = compare(&rows, test, &single, &CompareOptions::new().latency(bench))?;
+    let table = compare(&rows, test, &*single, &CompareOptions::new().latency(bench))?;
     println!("{table}");
     if let Some(path) = &options.json {
         std::fs::write(path, table.to_json()?)?;

@@ -17,8 +17,7 @@ use opt_core::{
 };
 use opt_data::TensorDataset;
 use opt_distill::SoftTargets;
-use opt_examples::{arrays, fixed_batch, load, matching, run};
-use opt_ndarray::NdarrayBackend;
+use opt_examples::{BackendArgs, arrays, fixed_batch, load, matching, run};
 use opt_onnx::{Exporter, Importer, trainable};
 use opt_prune::UnstructuredPrune;
 use opt_quant::{Config, ConvertQat, PrepareQat};
@@ -85,9 +84,8 @@ struct Args {
     /// Where to write the loss of each step.
     #[arg(long)]
     log: Option<PathBuf>,
-    /// How many threads compute.
-    #[arg(long)]
-    threads: Option<usize>,
+    #[command(flatten)]
+    backend: BackendArgs,
 }
 
 fn main() -> ExitCode {
@@ -279,13 +277,10 @@ fn command(args: &Args) -> Result<()> {
             None => format!("a batch of {} of {samples} samples", args.batch),
         }));
     }
-    let mut backend = NdarrayBackend::new();
-    if let Some(threads) = args.threads {
-        backend = backend.threads(threads);
-    }
+    let backend = args.backend.build()?;
     let mut model = trainable(imported, |_| true)?;
     let mut cx = Context::new()
-        .with_backend(&backend)
+        .with_backend(&*backend)
         .with_calibration(&data)
         .with_seed(args.seed);
     if let Some(sparsity) = args.sparsity {
@@ -305,7 +300,7 @@ fn command(args: &Args) -> Result<()> {
         (model, _) = prepare.apply(model, &mut cx)?;
     }
     let step = training_graph(&model, &*objective, &*optimizer, &StepOptions::default())?;
-    train(args, &backend, &step, &fields, &mut model)?;
+    train(args, &*backend, &step, &fields, &mut model)?;
     (model, _) = EvalMode::switch(model)?;
     if args.qat {
         let convert = ConvertQat { config };
@@ -316,7 +311,7 @@ fn command(args: &Args) -> Result<()> {
 
 fn train(
     args: &Args,
-    backend: &NdarrayBackend,
+    backend: &dyn Backend,
     step: &Graph,
     fields: &[Tensor],
     model: &mut Graph,

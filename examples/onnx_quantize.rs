@@ -7,8 +7,7 @@ use std::process::ExitCode;
 use clap::{Parser, ValueEnum};
 use opt_core::{Context, Error, Graph, Pass, Report, Result};
 use opt_data::TensorDataset;
-use opt_examples::{arrays, fixed_batch, load, matching, names_matching, run};
-use opt_ndarray::NdarrayBackend;
+use opt_examples::{BackendArgs, arrays, fixed_batch, load, matching, names_matching, run};
 use opt_onnx::Exporter;
 use opt_quant::{Config, QuantizeDynamic, QuantizeStatic, QuantizeWeights};
 
@@ -47,6 +46,8 @@ struct Args {
     /// Layers whose names, or the names of whose weights, match stay in float.
     #[arg(long, value_name = "REGEX")]
     exclude: Option<String>,
+    #[command(flatten)]
+    backend: BackendArgs,
 }
 
 fn main() -> ExitCode {
@@ -129,9 +130,9 @@ fn quantize_static(
     let config = excluded.into_iter().fold(config, Config::exclude);
     let mut config = config;
     config.calibration.batch_size = fixed_batch(&graph).unwrap_or(32);
-    let backend = NdarrayBackend::new();
+    let backend = args.backend.build()?;
     let mut cx = Context::new()
-        .with_backend(&backend)
+        .with_backend(&*backend)
         .with_calibration(&data);
     QuantizeStatic::with(config).apply(graph, &mut cx)
 }

@@ -7,10 +7,9 @@ use std::time::Instant;
 
 use clap::Parser;
 use opt_core::backend::{CompileSpec, bindings_of};
-use opt_core::{Backend, Error, Result};
+use opt_core::{Error, Result};
 use opt_data::npz;
-use opt_examples::{arrays, expected, load, matching, run};
-use opt_ndarray::NdarrayBackend;
+use opt_examples::{BackendArgs, arrays, expected, load, matching, run};
 
 /// Runs an ONNX model.
 #[derive(Debug, Parser)]
@@ -23,12 +22,8 @@ struct Args {
     /// Where to write the arrays of the model's outputs.
     #[arg(long)]
     outputs: PathBuf,
-    /// What computes.
-    #[arg(long, default_value = "ndarray")]
-    backend: String,
-    /// How many threads compute.
-    #[arg(long)]
-    threads: Option<usize>,
+    #[command(flatten)]
+    backend: BackendArgs,
     /// Runs so often, after a warm-up, and prints the median time of a run.
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
     repeat: Option<u32>,
@@ -40,19 +35,10 @@ fn main() -> ExitCode {
 }
 
 fn command(args: &Args) -> Result<()> {
-    if args.backend != "ndarray" {
-        return Err(Error::invalid(format!(
-            "there is no backend `{}`; use `ndarray`",
-            args.backend
-        )));
-    }
     let given = arrays(&args.inputs)?;
     let graph = load(&args.model, &given)?;
     let inputs = matching(&graph, &given, &[], false)?;
-    let mut backend = NdarrayBackend::new();
-    if let Some(threads) = args.threads {
-        backend = backend.threads(threads);
-    }
+    let backend = args.backend.build()?;
     let mut spec = CompileSpec::new();
     // Each array fits by itself; a symbol may still have two sizes.
     spec.bindings = bindings_of(&graph, &inputs).map_err(|e| {

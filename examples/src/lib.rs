@@ -1,6 +1,10 @@
 //! What the command-line examples share: reading models and arrays, and saying what is wrong with
 //! them.
 
+mod backend;
+
+pub use backend::BackendArgs;
+
 use std::io::{self, Write as _};
 use std::path::Path;
 use std::process::ExitCode;

@@ -155,6 +155,22 @@ impl Case {
     }
 }
 
+/// A backend by its name: `ndarray`, or `tch` (libtorch's processor device) where the feature of
+/// that name is on.
+///
+/// # Errors
+/// If there is none of that name.
+pub fn backend(name: &str) -> Result<Box<dyn Backend>> {
+    match name {
+        "ndarray" => Ok(Box::new(opt_ndarray::NdarrayBackend::new())),
+        #[cfg(feature = "tch")]
+        "tch" => Ok(Box::new(opt_tch::TchBackend::new(opt_tch::Device::Cpu)?)),
+        other => Err(Error::invalid(format!(
+            "there is no backend `{other}` here; `tch` needs `--features tch`"
+        ))),
+    }
+}
+
 /// Runs cases and gathers what failed, one line a case.
 pub fn failures(backend: &dyn Backend, cases: &[Case]) -> Vec<String> {
     let run = |c: &Case| c.run(backend).err().map(|e| format!("{e:?}"));

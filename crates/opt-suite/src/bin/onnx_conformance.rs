@@ -8,7 +8,6 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use opt_core::{Backend, ErrorKind, Graph, Tensor};
-use opt_ndarray::NdarrayBackend;
 use opt_onnx::{Importer, read_tensor};
 
 /// What became of a case.
@@ -54,17 +53,26 @@ fn main() -> ExitCode {
     let mut list = None;
     let mut root = None;
     let mut filter = String::new();
+    let mut backend = "ndarray".to_string();
     let mut args = std::env::args().skip(1);
     while let Some(arg) = args.next() {
         match arg.as_str() {
             "--list" => list = args.next().map(PathBuf::from),
             "--only" => filter = args.next().unwrap_or_default(),
+            "--backend" => backend = args.next().unwrap_or_default(),
             _ => root = Some(PathBuf::from(arg)),
         }
     }
     let Some(root) = root else {
-        eprintln!("usage: onnx-conformance DIR [--list FILE.md] [--only TEXT]");
+        eprintln!("usage: onnx-conformance DIR [--list FILE.md] [--only TEXT] [--backend NAME]");
         return ExitCode::FAILURE;
+    };
+    let backend = match opt_suite::backend(&backend) {
+        Ok(backend) => backend,
+        Err(e) => {
+            eprintln!("error: {e}");
+            return ExitCode::FAILURE;
+        }
     };
     std::panic::set_hook(Box::new(|_| {}));
     let mut cases = Vec::new();
@@ -92,8 +100,8 @@ fn main() -> ExitCode {
         }
         let key = name.replace('\\', "/");
         let tolerance = tolerances.get(&key).copied().unwrap_or(DEFAULT);
-        let outcome =
-            catch_unwind(AssertUnwindSafe(|| run(folder, tolerance))).unwrap_or_else(|panic| {
+        let outcome = catch_unwind(AssertUnwindSafe(|| run(&*backend, folder, tolerance)))
+            .unwrap_or_else(|panic| {
                 let text = panic
                     .downcast_ref::<String>()
                     .cloned()
@@ -213,7 +221,7 @@ fn import(path: &Path, inputs: &[(String, Tensor)]) -> Result<Graph, opt_core::E
     }
 }
 
-fn run(folder: &Path, tolerance: Tolerance) -> Outcome {
+fn run(backend: &dyn Backend, folder: &Path, tolerance: Tolerance) -> Outcome {
     let problem = |e: opt_core::Error| {
         if e.kind() == ErrorKind::Unsupported {
             Outcome::Unsupported(
@@ -256,7 +264,7 @@ fn run(folder: &Path, tolerance: Tolerance) -> Outcome {
                 None => return Outcome::Failed(format!("no data for the input `{name}`")),
             }
         }
-        let found = match NdarrayBackend::new().run_once(&graph, &arguments) {
+        let found = match backend.run_once(&graph, &arguments) {
             Ok(found) => found,
             Err(e) => return problem(e),
         };
