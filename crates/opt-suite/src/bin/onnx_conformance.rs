@@ -49,6 +49,19 @@ const INEXACT: [(&str, &str); 3] = [
     ),
 ];
 
+/// As [`INEXACT`], of the libtorch backend alone.
+const UNEVEN: [&str; 5] = [
+    "test_bvlc_alexnet",
+    "test_inception_v1",
+    "test_resnet50",
+    "test_vgg19",
+    "test_zfnet512",
+];
+
+/// Why those fail.
+const TIED: &str = "the weights are all alike and the 1000 scores one number of 1e12 and more, whose \
+    last bit is 1e5: libtorch's product sums the last 8 columns in another order";
+
 fn main() -> ExitCode {
     let mut list = None;
     let mut root = None;
@@ -125,8 +138,9 @@ fn main() -> ExitCode {
             Outcome::Failed(mut reason) => {
                 failed += 1;
                 let known = INEXACT.iter().find(|(case, _)| name.ends_with(case));
-                match known {
-                    Some((_, why)) => reason = format!("{reason} (known: {why})"),
+                let uneven = backend.name() == "tch" && UNEVEN.iter().any(|c| name.ends_with(c));
+                match known.map(|(_, why)| *why).or(uneven.then_some(TIED)) {
+                    Some(why) => reason = format!("{reason} (known: {why})"),
                     None => unexpected += 1,
                 }
                 println!("FAILED {name}: {reason}");

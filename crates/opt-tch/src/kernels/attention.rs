@@ -2,9 +2,12 @@
 
 use opt_core::ops::Attention;
 use opt_core::{DType, Result};
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
+use super::elementwise::to;
 use super::{CompileCx, Kernel, int};
+use crate::Device;
+use crate::convert::kind;
 use crate::native::{self, Arg, Operator, Outs, aten};
 
 static SDPA: Operator = Operator::new("scaled_dot_product_attention");
@@ -17,6 +20,10 @@ struct Shape {
     lead: [i64; 2],
     mask: Option<DType>,
     out: Vec<i64>,
+    /// What it is computed in, where that is not the operands' type: on the processor libtorch
+    /// rounds the weights of the values to f16, which costs two of its eleven bits.
+    wide: Option<Kind>,
+    target: Kind,
 }
 
 impl Shape {
@@ -31,12 +38,19 @@ impl Shape {
             lead: [batch, heads],
             mask: cx.inputs.get(3).map(|t| t.dtype),
             out: cx.out_shape(0)?,
+            wide: (cx.device == Device::Cpu && cx.inputs[0].dtype == DType::F16)
+                .then_some(Kind::Float),
+            target: kind(cx.inputs[0].dtype)?,
         })
     }
 
     /// An operand with four axes.
     fn four(&self, x: &Tensor) -> Result<Tensor> {
         let size = x.size();
+        let x = &match self.wide {
+            Some(wide) => to(x, wide)?,
+            None => x.shallow_clone(),
+        };
         match size.len() {
             4 => Ok(x.shallow_clone()),
             n => aten!(
@@ -52,7 +66,10 @@ impl Shape {
         let Some(mask) = mask else {
             return Ok(None);
         };
-        let mut mask = mask.shallow_clone();
+        let mut mask = match (self.wide, self.mask) {
+            (Some(wide), Some(dtype)) if dtype != DType::Bool => to(mask, wide)?,
+            _ => mask.shallow_clone(),
+        };
         let rank = mask.dim();
         if self.out.len() > 4 && rank > 2 {
             // Leading axes can be merged once they are all there.
@@ -112,6 +129,15 @@ impl Shape {
         })
     }
 
+    /// A result as the op has it.
+    fn leave(&self, y: &Tensor, shape: &[i64]) -> Result<Tensor> {
+        let y = aten!("reshape", y, shape)?;
+        match self.wide {
+            Some(_) => to(&y, self.target),
+            None => Ok(y),
+        }
+    }
+
     fn operands(&self, x: &[&Tensor]) -> Result<([Tensor; 3], Option<Tensor>)> {
         let four = [self.four(x[0])?, self.four(x[1])?, self.four(x[2])?];
         let (queries, keys) = (four[0].size()[2], four[1].size()[2]);
@@ -125,7 +151,7 @@ pub(super) fn compile(op: &Attention, cx: &CompileCx<'_>) -> Result<Kernel> {
     Ok(Kernel::one("attention", move |x| {
         let ([q, k, v], mask) = shape.operands(x)?;
         let y = shape.run(&q, &k, &v, mask.as_ref(), false)?;
-        aten!("reshape", &y, &shape.out)
+        shape.leave(&y, &shape.out)
     }))
 }
 
@@ -136,7 +162,7 @@ pub(crate) fn compile_recorded(op: &Attention, cx: &CompileCx<'_>) -> Result<Ker
         let ([q, k, v], mask) = shape.operands(x)?;
         let [q, k, v] = [native::leaf(&q)?, native::leaf(&k)?, native::leaf(&v)?];
         let y = shape.run(&q, &k, &v, mask.as_ref(), true)?;
-        let plain = aten!("reshape", &aten!("detach", &y)?, &shape.out)?;
+        let plain = shape.leave(&aten!("detach", &y)?, &shape.out)?;
         Ok(Outs::from_vec(vec![plain, y, q, k, v]))
     }))
 }
@@ -150,8 +176,8 @@ pub(crate) fn compile_grad(op: &Attention, cx: &CompileCx<'_>) -> Result<Kernel>
         let g = shape.four(x[0])?;
         let grads = native::gradients(&[x[1]], &[&g], &[x[2], x[3], x[4]])?;
         let mut outs = Outs::new();
-        for (g, shape) in grads.into_iter().zip(&shapes) {
-            outs.push(aten!("reshape", &g, shape)?);
+        for (g, size) in grads.into_iter().zip(&shapes) {
+            outs.push(shape.leave(&g, size)?);
         }
         Ok(outs)
     }))

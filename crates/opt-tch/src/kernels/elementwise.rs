@@ -311,6 +311,15 @@ fn bounds(from: DType, low: i64, high: i64) -> (i64, i64) {
 
 /// Floats truncated to integers within bounds; NaN gives 0.
 fn saturated(x: &Tensor, target: Kind, low: i64, high: i64) -> Result<Tensor> {
+    // The bounds are no numbers of the short types.
+    let wide;
+    let x = match x.kind() {
+        Kind::Half | Kind::BFloat16 => {
+            wide = to(x, Kind::Float)?;
+            &wide
+        }
+        _ => x,
+    };
     let zeroed = aten!("nan_to_num", x, 0.0, Arg::None, Arg::None)?;
     // The bounds of the wide types are no floats: their powers of two are, beyond which the
     // result is set.

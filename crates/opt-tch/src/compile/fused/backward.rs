@@ -210,6 +210,9 @@ fn change(ir: &Ir, i: usize, op: &Op, found: &Found) -> Option<Change> {
 
 /// Gradients that are nodes of their own, and read what the forward could have kept.
 fn recurrent(ir: &Ir, index: &Index<'_>, i: usize, op: &Op) -> Option<Change> {
+    if !matches!(op, Op::MaxPool(_) | Op::Lstm(_) | Op::Gru(_)) {
+        return None;
+    }
     let forward = &ir.steps[i];
     let readers = index.consumers(forward.inputs[0]).iter();
     let mut readers = readers.filter(|(_, slot)| *slot == 0).map(|&(s, _)| s);
