@@ -17,8 +17,9 @@ Developer commands.
 
 cargo xtask test [--skip-oracle]
     Everything that has to pass: formatting, lints, the golden files against the Python
-    libraries they come from, tests, doc tests, documentation, release examples, the main job. Sets up .venv
-    with what the oracle scripts need (--skip-oracle leaves Python out).
+    libraries they come from, tests, doc tests, documentation, release examples, the main job. Sets
+    up .venv with what the oracle scripts need, libtorch among it (--skip-oracle leaves Python and
+    opt-tch out).
 
 cargo xtask golden --check
     Runs the oracle scripts and compares what they write with the committed golden files.
@@ -31,10 +32,10 @@ cargo xtask onnx-cases DIR
     Writes the backend test cases of the Python package `onnx` to the new or empty folder DIR, for
     `cargo xtask onnx-conformance DIR`.
 
-cargo xtask onnx-conformance DIR [--list FILE.md] [--only TEXT]
+cargo xtask onnx-conformance DIR [--list FILE.md] [--only TEXT] [--backend tch]
     Runs every case below DIR in the layout of the ONNX backend tests (model.onnx,
     test_data_set_N/input_K.pb, output_K.pb), tells each that fails or is not supported and why,
-    and then how many there were. --list writes a table.
+    and then how many there were. --list writes a table. --backend tch runs them on libtorch.
 
 cargo xtask onnx-check MANIFEST
     Whether the ONNX files that MANIFEST lists are valid, and ONNX Runtime computes with them what
@@ -51,7 +52,14 @@ fn main() -> ExitCode {
         ["golden", options @ ..] => golden(options),
         ["onnx-cases", folder] => tool("onnx_cases", folder),
         ["onnx-conformance", arguments @ ..] if !arguments.is_empty() => {
-            Runner::new().run("ONNX conformance", conformance(arguments))
+            let libtorch = arguments
+                .windows(2)
+                .any(|pair| pair == ["--backend", "tch"]);
+            let ready = if libtorch { oracle::set_up() } else { Ok(()) };
+            ready.and_then(|()| {
+                let run = suite("onnx-conformance", arguments, libtorch);
+                Runner::new().run("ONNX conformance", run)
+            })
         }
         ["onnx-check", manifest] => tool("onnx_check", manifest),
         ["help" | "--help" | "-h"] => {
@@ -78,6 +86,15 @@ fn root() -> PathBuf {
         .to_path_buf()
 }
 
+/// The packages to check: all, or all but the one that needs libtorch, which comes with the
+/// oracle's environment.
+fn packages(step: Step, libtorch: bool) -> Step {
+    match libtorch {
+        true => oracle::with_libtorch(step.arg("--workspace")),
+        false => step.arg("--workspace").arg("--exclude").arg("opt-tch"),
+    }
+}
+
 fn test(options: &[&str]) -> Result {
     let skip_oracle = match options {
         [] => false,
@@ -88,41 +105,27 @@ fn test(options: &[&str]) -> Result {
             ));
         }
     };
+    let libtorch = !skip_oracle;
     let mut runner = Runner::new();
     runner.run("format", cargo(["fmt", "--all", "--check"]))?;
-    runner.run(
-        "lints",
-        cargo([
-            "clippy",
-            "--workspace",
-            "--all-targets",
-            "--",
-            "-D",
-            "warnings",
-        ]),
-    )?;
     if !skip_oracle {
         let again = "cargo xtask test";
         runner.call("oracle environment", again, oracle::set_up)?;
+    }
+    let lints = packages(cargo(["clippy"]), libtorch).arg("--all-targets");
+    runner.run("lints", lints.arg("--").arg("-D").arg("warnings"))?;
+    if !skip_oracle {
         let again = "cargo xtask golden --check";
         runner.call("golden files", again, oracle::verify)?;
     }
-    runner.run(
-        "tests",
-        cargo(["test", "--workspace", "--lib", "--bins", "--tests"]),
-    )?;
+    let tests = packages(cargo(["test"]), libtorch);
+    runner.run("tests", tests.arg("--lib").arg("--bins").arg("--tests"))?;
     if !skip_oracle {
         let again = "cargo xtask onnx-check target/onnx-exports/manifest.json";
-        let exports = [
-            "run",
-            "--release",
-            "--package",
-            "opt-suite",
-            "--bin",
-            "onnx-exports",
-            "--",
-        ];
-        runner.run("ONNX exports", cargo(exports).arg("target/onnx-exports"))?;
+        runner.run(
+            "ONNX exports",
+            suite("onnx-exports", &["target/onnx-exports"], libtorch),
+        )?;
         runner.call("ONNX Runtime on them", again, || {
             oracle::tool("onnx_check", &["target/onnx-exports/manifest.json"])
         })?;
@@ -132,37 +135,62 @@ fn test(options: &[&str]) -> Result {
             let _ = std::fs::remove_dir_all(root().join("target/onnx-cases"));
             oracle::tool("onnx_cases", &["target/onnx-cases"])
         })?;
-        runner.run("ONNX conformance", conformance(&["target/onnx-cases"]))?;
+        let cases = ["target/onnx-cases"];
+        let conformance = suite("onnx-conformance", &cases, libtorch);
+        runner.run("ONNX conformance", conformance)?;
+        let conformance = suite("onnx-conformance", &cases, libtorch);
+        let conformance = conformance.arg("--backend").arg("tch");
+        runner.run("ONNX conformance on libtorch", conformance)?;
     }
-    runner.run("doc tests", cargo(["test", "--workspace", "--doc"]))?;
-    let doc = cargo(["doc", "--workspace", "--no-deps"]);
-    runner.run("documentation", doc.env("RUSTDOCFLAGS", "-D warnings"))?;
+    let tests = packages(cargo(["test"]), libtorch);
+    runner.run("doc tests", tests.arg("--doc"))?;
+    // As docs.rs builds them: opt-tch without libtorch.
+    for arguments in [
+        vec!["--workspace", "--exclude", "opt-tch"],
+        vec!["--package", "opt-tch", "--features", "doc-only"],
+    ] {
+        let doc = arguments
+            .into_iter()
+            .fold(cargo(["doc", "--no-deps"]), Step::arg);
+        runner.run("documentation", doc.env("RUSTDOCFLAGS", "-D warnings"))?;
+    }
+    let build = packages(cargo(["build", "--release"]), libtorch).arg("--examples");
     runner.run(
         "release examples",
-        cargo(["build", "--release", "--workspace", "--examples"]),
+        match libtorch {
+            true => build.arg("--features").arg("opt-examples/tch"),
+            false => build,
+        },
     )?;
-    runner.run(
-        "main job",
-        cargo(["run", "--release", "--example", "compress_digits"]),
-    )?;
+    runner.run("main job", main_job(libtorch))?;
+    if libtorch {
+        let job = ["--", "--backend", "tch", "--device", "cpu"];
+        let job = job.into_iter().fold(main_job(libtorch), Step::arg);
+        runner.run("main job on libtorch", job)?;
+    }
     runner.summary();
     Ok(())
 }
 
-/// The command that runs ONNX test cases.
-fn conformance(arguments: &[&str]) -> Step {
-    let run = [
-        "run",
-        "--release",
-        "--package",
-        "opt-suite",
-        "--bin",
-        "onnx-conformance",
-        "--",
-    ];
-    arguments
-        .iter()
-        .fold(cargo(run), |step, argument| step.arg(argument))
+/// The command that runs a program of the suite, with the libtorch backend in it or not.
+fn suite(program: &str, arguments: &[&str], libtorch: bool) -> Step {
+    let run = cargo(["run", "--release", "--package", "opt-suite", "--bin"]);
+    let run = run.arg(program);
+    let run = match libtorch {
+        true => oracle::with_libtorch(run.arg("--features").arg("tch")),
+        false => run,
+    };
+    arguments.iter().copied().fold(run.arg("--"), Step::arg)
+}
+
+/// The command that compresses a network for digits.
+fn main_job(libtorch: bool) -> Step {
+    let run = cargo(["run", "--release", "--package", "opt-examples"]);
+    let run = run.arg("--example").arg("compress_digits");
+    match libtorch {
+        true => oracle::with_libtorch(run.arg("--features").arg("tch")),
+        false => run,
+    }
 }
 
 fn golden(options: &[&str]) -> Result {

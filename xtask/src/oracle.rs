@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::golden::difference;
+use crate::step::Step;
 use crate::{Result, root};
 
 /// How far a number may be from the committed one, relative to `1 + |number|`.
@@ -29,6 +30,22 @@ fn python() -> PathBuf {
         "bin/python"
     };
     venv().join(folder)
+}
+
+/// A command with the libtorch of `.venv`.
+pub(crate) fn with_libtorch(step: Step) -> Step {
+    let bin = python().parent().map(PathBuf::from).unwrap_or_default();
+    let separator = if cfg!(windows) { ';' } else { ':' };
+    let path = std::env::var("PATH").unwrap_or_default();
+    let path = format!("{}{separator}{path}", bin.display());
+    let shown = bin
+        .strip_prefix(root())
+        .unwrap_or(&bin)
+        .display()
+        .to_string();
+    step.env("LIBTORCH_USE_PYTORCH", "1")
+        .env_shown("VIRTUAL_ENV", &venv().display().to_string(), ".venv")
+        .env_shown("PATH", &path, &format!("$PWD/{shown}{separator}$PATH"))
 }
 
 /// Makes `.venv` and installs what the scripts need, unless it is there already.

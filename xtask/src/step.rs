@@ -9,7 +9,8 @@ use crate::{Result, root};
 pub(crate) struct Step {
     program: String,
     args: Vec<String>,
-    env: Vec<(String, String)>,
+    /// Name, value, and the value as it is printed.
+    env: Vec<[String; 3]>,
 }
 
 /// A call of the cargo that runs this program.
@@ -23,8 +24,13 @@ pub(crate) fn cargo<const N: usize>(args: [&str; N]) -> Step {
 
 impl Step {
     /// Sets an environment variable.
-    pub(crate) fn env(mut self, name: &str, value: &str) -> Step {
-        self.env.push((name.into(), value.into()));
+    pub(crate) fn env(self, name: &str, value: &str) -> Step {
+        self.env_shown(name, value, value)
+    }
+
+    /// Sets an environment variable that is printed in another way.
+    pub(crate) fn env_shown(mut self, name: &str, value: &str, shown: &str) -> Step {
+        self.env.push([name, value, shown].map(String::from));
         self
     }
 
@@ -39,7 +45,7 @@ impl Step {
         let env = self
             .env
             .iter()
-            .map(|(name, value)| format!("{name}={value:?} "));
+            .map(|[name, _, shown]| format!("{name}={shown:?} "));
         let program = std::path::Path::new(&self.program).file_stem();
         let program = program.map_or_else(|| self.program.clone(), |p| p.to_string_lossy().into());
         format!(
@@ -67,7 +73,7 @@ impl Runner {
             println!("$ {typed}");
             let status = Command::new(&step.program)
                 .args(&step.args)
-                .envs(step.env)
+                .envs(step.env.into_iter().map(|[name, value, _]| (name, value)))
                 .current_dir(root())
                 .status()
                 .map_err(|e| format!("cannot start {}: {e}", step.program))?;
