@@ -144,7 +144,8 @@ fn check(backend: &dyn Backend, model: &str, name: &str, file: &str) -> Result<(
     let outputs = backend.run_once(&back, &inputs)?;
     let answers = numbers(&expected["trained"])?;
     for (a, b) in outputs[0].to_f64s().iter().zip(&answers) {
-        if !((a - b).abs() < 1e-3 * (1.0 + b.abs())) {
+        let near = (a - b).abs() < 1e-3 * (1.0 + b.abs());
+        if !near {
             return Err(Error::invalid(format!("trained: {a} against {b}")));
         }
     }

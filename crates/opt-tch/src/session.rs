@@ -185,10 +185,10 @@ impl Session for TchSession {
         for slot in &mut self.slots {
             *slot = None;
         }
-        if let Err(e) = &result {
-            if native::is_out_of_memory(e.message()) {
-                native::empty_cache(self.plan.device);
-            }
+        if let Err(e) = &result
+            && native::is_out_of_memory(e.message())
+        {
+            native::empty_cache(self.plan.device);
         }
         result
     }

@@ -136,10 +136,12 @@ impl Plan {
             }
             let mut done: Vec<usize> = Vec::new();
             for v in &step.inputs {
-                if let Some(Place::Slot(s)) = places.get(v) {
-                    if last[*s] == Some(i) && !kept[*s] && !done.contains(s) {
-                        done.push(*s);
-                    }
+                if let Some(Place::Slot(s)) = places.get(v)
+                    && last[*s] == Some(i)
+                    && !kept[*s]
+                    && !done.contains(s)
+                {
+                    done.push(*s);
                 }
             }
             let slot = |v: &Value| match places.get(v) {

@@ -132,15 +132,13 @@ fn binary(op: BinaryOp, cx: &CompileCx<'_>) -> Result<Kernel> {
     let dtype = cx.inputs[0].dtype;
     let whole = |i: usize| cx.inputs[i].shape == cx.outputs[0].shape;
     if dtype != DType::Bool {
-        if let Some(c) = cx.scalar(1).filter(|_| whole(0)) {
-            if let Some(kernel) = with_scalar(op, c, dtype) {
-                return Ok(kernel);
-            }
+        let second = cx.scalar(1).filter(|_| whole(0));
+        if let Some(kernel) = second.and_then(|c| with_scalar(op, c, dtype)) {
+            return Ok(kernel);
         }
-        if let Some(c) = cx.scalar(0).filter(|_| whole(1)) {
-            if let Some(kernel) = of_scalar(op, c, dtype) {
-                return Ok(kernel);
-            }
+        let first = cx.scalar(0).filter(|_| whole(1));
+        if let Some(kernel) = first.and_then(|c| of_scalar(op, c, dtype)) {
+            return Ok(kernel);
         }
     }
     macro_rules! two {

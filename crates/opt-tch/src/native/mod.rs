@@ -6,7 +6,7 @@
 
 #![allow(unsafe_code)]
 
-use std::ffi::{CStr, CString, c_char, c_int, c_long, c_void};
+use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::ptr;
 use std::sync::OnceLock;
 
@@ -117,7 +117,7 @@ unsafe extern "C" {
     fn opt_tch_empty_cache(device: c_int) -> c_int;
     fn opt_tch_synchronize(device: c_int) -> c_int;
     fn opt_tch_has_mps() -> c_int;
-    fn opt_tch_cudnn_version() -> c_long;
+    fn opt_tch_cudnn_version() -> i64;
 }
 
 /// An operator, looked up at its first use.
@@ -397,7 +397,7 @@ pub(crate) fn has_mps() -> bool {
 /// cuDNN's version as a number, such as 91900; 0 without it.
 pub(crate) fn cudnn_version() -> i64 {
     // SAFETY: takes nothing.
-    i64::from(unsafe { opt_tch_cudnn_version() })
+    unsafe { opt_tch_cudnn_version() }
 }
 
 /// Calls an operator of libtorch by its schema; gives all its results.

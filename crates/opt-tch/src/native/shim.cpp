@@ -243,8 +243,8 @@ int opt_tch_synchronize(int device) {
 
 int opt_tch_has_mps() { return at::globalContext().hasMPS() ? 1 : 0; }
 
-long opt_tch_cudnn_version() {
-  long version = 0;
+int64_t opt_tch_cudnn_version() {
+  int64_t version = 0;
   guarded([&] {
     if (at::globalContext().hasCuDNN()) version = at::globalContext().versionCuDNN();
     return 0;

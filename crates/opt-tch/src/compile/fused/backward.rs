@@ -9,17 +9,28 @@ use super::Fused;
 use crate::compile::ir::{Ir, Kind, Step, Value};
 use crate::compile::template::{Found, Index, Template};
 
-/// What is to be done to a graph.
-enum Change {
-    /// Another forward step gives results beside its own, which a backward step reads.
-    Recorded {
-        forward: usize,
-        kind: Kind,
-        /// How many results are new.
-        extra: usize,
-        backward: Backward,
-    },
-    Backward(Backward),
+/// What is to be done to a graph: a backward step.
+struct Change {
+    backward: Backward,
+    /// Another forward step, whose new results the backward step reads too.
+    recorded: Option<Recorded>,
+}
+
+/// A forward step that gives results beside its own.
+struct Recorded {
+    forward: usize,
+    kind: Kind,
+    /// How many results are new.
+    extra: usize,
+}
+
+impl From<Backward> for Change {
+    fn from(backward: Backward) -> Change {
+        Change {
+            backward,
+            recorded: None,
+        }
+    }
 }
 
 /// A backward step.
@@ -67,21 +78,15 @@ pub(super) fn fuse(ir: &mut Ir) -> Result<()> {
     let mut added: Vec<Step> = Vec::new();
     let filler = TensorType::new(DType::F32, [0]);
     for change in changes {
-        let mut backward = match change {
-            Change::Backward(backward) => backward,
-            Change::Recorded {
-                forward,
-                kind,
-                extra,
-                mut backward,
-            } => {
-                let new: Vec<Value> = (0..extra).map(|_| ir.value(filler.clone())).collect();
-                backward.inputs.extend(&new);
-                ir.steps[forward].kind = kind;
-                ir.steps[forward].outputs.extend(&new);
-                backward
-            }
-        };
+        let mut backward = change.backward;
+        if let Some(recorded) = change.recorded {
+            let new = (0..recorded.extra).map(|_| ir.value(filler.clone()));
+            let new: Vec<Value> = new.collect();
+            backward.inputs.extend(&new);
+            let forward = &mut ir.steps[recorded.forward];
+            forward.kind = recorded.kind;
+            forward.outputs.extend(&new);
+        }
         removed.extend(&backward.outputs);
         added.push(Step {
             kind: backward.kind,
@@ -156,39 +161,38 @@ fn change(ir: &Ir, i: usize, op: &Op, found: &Found) -> Option<Change> {
     Some(match op {
         Op::Unary(unary) => {
             let kept = if activation(unary.op)? { y } else { x };
-            Change::Backward(backward(Fused::ActivationGrad(unary.op), vec![g, kept]))
+            backward(Fused::ActivationGrad(unary.op), vec![g, kept]).into()
         }
         Op::Softmax(op) => {
             let fused = Fused::SoftmaxGrad {
                 axis: op.axis,
                 log: false,
             };
-            Change::Backward(backward(fused, vec![g, y]))
+            backward(fused, vec![g, y]).into()
         }
         Op::LogSoftmax(op) => {
             let fused = Fused::SoftmaxGrad {
                 axis: op.axis,
                 log: true,
             };
-            Change::Backward(backward(fused, vec![g, y]))
+            backward(fused, vec![g, y]).into()
         }
-        Op::SoftmaxCrossEntropy(_) => Change::Recorded {
-            forward: i,
-            kind: Kind::Fused(Fused::CrossEntropy),
-            extra: 1,
+        Op::SoftmaxCrossEntropy(_) => Change {
             backward: backward(Fused::CrossEntropyGrad, vec![g, step.inputs[1]]),
+            recorded: Some(Recorded {
+                forward: i,
+                kind: Kind::Fused(Fused::CrossEntropy),
+                extra: 1,
+            }),
         },
         Op::Conv(op) => {
             let fused = Fused::ConvGrad {
                 op: op.clone(),
                 wanted: three,
             };
-            Change::Backward(backward(fused, vec![g, x, step.inputs[1]]))
+            backward(fused, vec![g, x, step.inputs[1]]).into()
         }
-        Op::LayerNorm(op) => Change::Recorded {
-            forward: i,
-            kind: step.kind.clone(),
-            extra: 2,
+        Op::LayerNorm(op) => Change {
             backward: backward(
                 Fused::LayerNormGrad {
                     op: op.clone(),
@@ -196,13 +200,20 @@ fn change(ir: &Ir, i: usize, op: &Op, found: &Found) -> Option<Change> {
                 },
                 vec![g, x, step.inputs[1]],
             ),
+            recorded: Some(Recorded {
+                forward: i,
+                kind: step.kind.clone(),
+                extra: 2,
+            }),
         },
         // All three gradients come at once, and a mask's does not come at all.
-        Op::Attention(op) if three == [true; 3] && !wanted(3) => Change::Recorded {
-            forward: i,
-            kind: Kind::Fused(Fused::Attention(op.clone())),
-            extra: 4,
+        Op::Attention(op) if three == [true; 3] && !wanted(3) => Change {
             backward: backward(Fused::AttentionGrad(op.clone()), vec![g]),
+            recorded: Some(Recorded {
+                forward: i,
+                kind: Kind::Fused(Fused::Attention(op.clone())),
+                extra: 4,
+            }),
         },
         _ => return None,
     })
@@ -223,16 +234,18 @@ fn recurrent(ir: &Ir, index: &Index<'_>, i: usize, op: &Op) -> Option<Change> {
                 |&s| matches!(ir.steps[s].op(), Some(Op::MaxPoolGrad(op)) if op.pool == *pool),
             )?;
             let step = &ir.steps[at];
-            Some(Change::Recorded {
-                forward: i,
-                kind: Kind::Fused(Fused::MaxPoolIndices(pool.clone())),
-                extra: 1,
+            Some(Change {
                 backward: Backward {
                     kind: step.kind.clone(),
                     inputs: step.inputs.clone(),
                     outputs: step.outputs.clone(),
                     at,
                 },
+                recorded: Some(Recorded {
+                    forward: i,
+                    kind: Kind::Fused(Fused::MaxPoolIndices(pool.clone())),
+                    extra: 1,
+                }),
             })
         }
         Op::Lstm(op) => {
@@ -273,15 +286,17 @@ fn network(ir: &Ir, forward: usize, at: usize, kind: Fused, grad: Fused) -> Chan
         ir.steps[forward].inputs.len(),
         ir.steps[forward].outputs.len(),
     );
-    Change::Recorded {
-        forward,
-        kind: Kind::Fused(kind),
-        extra: outputs + n,
+    Change {
         backward: Backward {
             kind: Kind::Fused(grad),
             inputs: step.inputs[n..].to_vec(),
             outputs: step.outputs.clone(),
             at,
         },
+        recorded: Some(Recorded {
+            forward,
+            kind: Kind::Fused(kind),
+            extra: outputs + n,
+        }),
     }
 }
