@@ -1,5 +1,6 @@
 //! Developer commands: `cargo xtask help` lists them.
 
+mod bench;
 mod golden;
 mod oracle;
 mod step;
@@ -40,6 +41,12 @@ cargo xtask onnx-check MANIFEST
     Whether the ONNX files that MANIFEST lists are valid, and ONNX Runtime computes with them what
     is expected. xtask/oracle/onnx_check.py describes the file.
 
+cargo xtask bench [--only ROW].. [--peer torch|torch-fused].. [--device cpu|cuda:N]
+                  [--backend ndarray|tch] [--threads N] [--rounds N] [--json FILE]
+    Times training steps and forward passes against eager PyTorch, in turn, after making sure that
+    both compute the same losses. benches/rows.json has the rows; those for GPUs run with --device
+    cuda:N or by name. --json writes a list of the rows.
+
 The environment variable PYTHON names the interpreter that makes .venv (default: python3).
 ";
 
@@ -53,6 +60,7 @@ fn main() -> ExitCode {
         ["onnx-conformance", arguments @ ..] if !arguments.is_empty() => {
             Runner::new().run("ONNX conformance", conformance(arguments))
         }
+        ["bench", options @ ..] => bench::bench(options),
         ["onnx-check", manifest] => tool("onnx_check", manifest),
         ["help" | "--help" | "-h"] => {
             print!("{HELP}");
