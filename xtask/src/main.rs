@@ -43,9 +43,11 @@ cargo xtask onnx-check MANIFEST
 
 cargo xtask bench [--only ROW].. [--peer torch|torch-fused].. [--device cpu|cuda:N]
                   [--backend ndarray|tch] [--threads N] [--rounds N] [--json FILE]
+                  [--omp-wait passive|default]
     Times training steps and forward passes against eager PyTorch, in turn, after making sure that
     both compute the same losses. benches/rows.json has the rows; those for GPUs run with --device
-    cuda:N or by name. --json writes a list of the rows.
+    cuda:N or by name. --json writes a list of the rows. Idle OpenMP threads sleep at once, which
+    slows PyTorch down with more than one thread; with --omp-wait default they do what users have.
 
 The environment variable PYTHON names the interpreter that makes .venv (default: python3).
 ";

@@ -14,11 +14,12 @@ use std::fs;
 use std::io::BufRead;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
 use crate::{Result, oracle, root};
-use options::Options;
+use options::{OmpWait, Options};
 use stats::{agree, median, percentile};
 use worker::Worker;
 
@@ -34,6 +35,9 @@ const TIMED_LR: f64 = 1e-7;
 
 /// Microseconds that a round takes, or one step of each if that is more.
 const ROUND_US: f64 = 3e5;
+
+/// How long nobody runs between two turns, so that threads of the one before are asleep.
+const PAUSE: Duration = Duration::from_millis(20);
 
 /// A row's numbers against one peer.
 struct Measured {
@@ -56,8 +60,16 @@ pub(crate) fn bench(arguments: &[&str]) -> Result {
     let options = options::parse(arguments, processors)?;
     let rows = select(&rows()?, &options)?;
     oracle::set_up()?;
-    let mut ours = Worker::new("ours", Command::new(build(&options.backend)?));
-    let mut others: Vec<Worker> = options.peers.iter().map(|p| peer(p)).collect();
+    let mut ours = Worker::new(
+        "ours",
+        Command::new(build(&options.backend)?),
+        options.omp_wait,
+    );
+    let mut others: Vec<Worker> = options
+        .peers
+        .iter()
+        .map(|p| peer(p, options.omp_wait))
+        .collect();
     let folder = root().join("target/bench");
     fs::create_dir_all(&folder).map_err(|e| format!("{}: {e}", folder.display()))?;
 
@@ -154,10 +166,10 @@ fn executable(messages: &[u8]) -> Option<PathBuf> {
     programs.last()
 }
 
-fn peer(peer: &peers::Peer) -> Worker {
+fn peer(peer: &peers::Peer, wait: OmpWait) -> Worker {
     let mut command = Command::new(oracle::python());
     command.arg(root().join("benches/peers").join(peer.script));
-    Worker::new(peer.name, command)
+    Worker::new(peer.name, command, wait)
 }
 
 /// Checks and times a row.
@@ -198,6 +210,7 @@ fn measure(
     let mut times = vec![Vec::new(); all.len()];
     for _ in 0..options.rounds {
         for (worker, times) in all.iter_mut().zip(&mut times) {
+            std::thread::sleep(PAUSE);
             times.push(worker.run(steps, TIMED_LR)?.us / steps as f64);
         }
     }
@@ -256,10 +269,11 @@ fn warm_up(worker: &mut Worker) -> Result<f64> {
 fn heading(options: &Options) -> String {
     format!(
         "\nmicroseconds a step: medians of {} rounds; ratio: ours / peer, below 1 ours is faster; \
-         backend {}, device {}\n\n{:<22} {:>7} {:>11}  {:<12} {:>11} {:>7}  {:>13}",
+         backend {}, device {}, OpenMP threads wait: {}\n\n{:<22} {:>7} {:>11}  {:<12} {:>11} {:>7}  {:>13}",
         options.rounds,
         options.backend,
         options.device,
+        options.omp_wait.name(),
         "row",
         "threads",
         "ours",
@@ -290,6 +304,7 @@ fn entry(m: &Measured, options: &Options) -> Value {
         "backend": options.backend,
         "device": options.device,
         "threads": options.threads,
+        "omp_wait": options.omp_wait.name(),
         "ours_us": m.ours_us,
         "peer_us": m.peer_us,
         "ratio": m.ratio(),
@@ -340,7 +355,7 @@ mod tests {
         let options = options::parse(&["--threads", "2"], 1).unwrap();
         let expected = json!({
             "name": "r", "peer": "torch", "backend": "ndarray", "device": "cpu", "threads": 2,
-            "ours_us": 30.0, "peer_us": 20.0, "ratio": 1.5,
+            "omp_wait": "passive", "ours_us": 30.0, "peer_us": 20.0, "ratio": 1.5,
         });
         assert_eq!(entry(&measured, &options), expected);
         assert!(table_line(&measured, 2).contains("1.10..1.90"));

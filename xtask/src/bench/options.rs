@@ -5,6 +5,28 @@ use std::path::PathBuf;
 use super::peers::{PEERS, Peer};
 use crate::Result;
 
+/// What OpenMP threads of a worker do when they have nothing to do.
+///
+/// Both leave the processors to the other side's turn. Within a worker's own turn `Passive` costs
+/// it a wake-up for each parallel region, which eager PyTorch with more than one thread has many
+/// of, and this library's own threads do not: the ratio is then too kind to this library.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum OmpWait {
+    /// They sleep at once (`OMP_WAIT_POLICY=PASSIVE`).
+    Passive,
+    /// What a user has: libgomp spins for a few milliseconds, then sleeps.
+    Default,
+}
+
+impl OmpWait {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            OmpWait::Passive => "passive",
+            OmpWait::Default => "default",
+        }
+    }
+}
+
 /// What to measure, and how.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Options {
@@ -17,6 +39,7 @@ pub(crate) struct Options {
     pub(crate) device: String,
     pub(crate) backend: String,
     pub(crate) peers: Vec<&'static Peer>,
+    pub(crate) omp_wait: OmpWait,
 }
 
 /// Reads the arguments; `processors` is the number of threads without an option.
@@ -29,6 +52,7 @@ pub(crate) fn parse(arguments: &[&str], processors: usize) -> Result<Options> {
         device: "cpu".into(),
         backend: "ndarray".into(),
         peers: Vec::new(),
+        omp_wait: OmpWait::Passive,
     };
     let mut arguments = arguments.iter();
     while let Some(&option) = arguments.next() {
@@ -40,6 +64,7 @@ pub(crate) fn parse(arguments: &[&str], processors: usize) -> Result<Options> {
             "--device",
             "--backend",
             "--peer",
+            "--omp-wait",
         ];
         if !known.contains(&option) {
             return Err(format!(
@@ -56,6 +81,7 @@ pub(crate) fn parse(arguments: &[&str], processors: usize) -> Result<Options> {
             "--threads" => options.threads = count(option, value)?,
             "--rounds" => options.rounds = count(option, value)?,
             "--device" => options.device = device(value)?,
+            "--omp-wait" => options.omp_wait = omp_wait(value)?,
             "--backend" => options.backend = value.into(),
             _ => options.peers.push(peer(value)?),
         }
@@ -81,6 +107,12 @@ fn device(value: &str) -> Result<String> {
     Err(format!("--device takes cpu or cuda:N, not {value}"))
 }
 
+fn omp_wait(value: &str) -> Result<OmpWait> {
+    let all = [OmpWait::Passive, OmpWait::Default];
+    let found = all.into_iter().find(|wait| wait.name() == value);
+    found.ok_or_else(|| format!("--omp-wait takes passive or default, not {value}"))
+}
+
 fn peer(value: &str) -> Result<&'static Peer> {
     let found = PEERS.iter().find(|p| p.name == value);
     found.ok_or_else(|| {
@@ -99,13 +131,14 @@ mod tests {
         assert_eq!((options.threads, options.rounds), (3, 20));
         assert_eq!((&*options.device, &*options.backend), ("cpu", "ndarray"));
         assert_eq!(options.peers, [&PEERS[0]]);
+        assert_eq!(options.omp_wait, OmpWait::Passive);
         assert!(options.only.is_empty() && options.json.is_none());
     }
 
     #[test]
     fn options_are_read() {
         let line = "--only a --only b --json o.json --threads 4 --rounds 7 --device cuda:1 \
-            --backend tch --peer torch --peer torch-fused";
+            --backend tch --peer torch --peer torch-fused --omp-wait default";
         let options = parse(&line.split_whitespace().collect::<Vec<_>>(), 1).unwrap();
         let expected = Options {
             only: vec!["a".into(), "b".into()],
@@ -115,6 +148,7 @@ mod tests {
             device: "cuda:1".into(),
             backend: "tch".into(),
             peers: vec![&PEERS[0], &PEERS[1]],
+            omp_wait: OmpWait::Default,
         };
         assert_eq!(options, expected);
     }
@@ -129,6 +163,7 @@ mod tests {
             "--device cuda",
             "--device gpu:0",
             "--peer jax",
+            "--omp-wait active",
         ] {
             let arguments: Vec<_> = line.split_whitespace().collect();
             assert!(parse(&arguments, 1).is_err(), "{line}");

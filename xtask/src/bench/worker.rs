@@ -5,6 +5,7 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
 use serde_json::{Value, json};
 
+use super::options::OmpWait;
 use crate::Result;
 
 /// A process that answers requests, one at a time; it is started when the first one comes, and
@@ -37,12 +38,14 @@ pub(crate) struct Ran {
 }
 
 impl Worker {
-    pub(crate) fn new(name: &str, mut command: Command) -> Worker {
+    pub(crate) fn new(name: &str, mut command: Command, wait: OmpWait) -> Worker {
         command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
-            // A worker that waits has to leave the processors to the other.
-            .env("OMP_WAIT_POLICY", "PASSIVE");
+            .env_remove("OMP_WAIT_POLICY");
+        if wait == OmpWait::Passive {
+            command.env("OMP_WAIT_POLICY", "PASSIVE");
+        }
         Worker {
             name: name.into(),
             command,
@@ -118,7 +121,7 @@ mod tests {
             .map(|r| format!("read line; echo '{r}'; "))
             .collect();
         command.args(["-c", &lines]);
-        Worker::new("peer", command)
+        Worker::new("peer", command, OmpWait::Default)
     }
 
     #[test]
