@@ -1,5 +1,6 @@
 //! Developer commands: `cargo xtask help` lists them.
 
+mod bench;
 mod golden;
 mod oracle;
 mod step;
@@ -41,6 +42,14 @@ cargo xtask onnx-check MANIFEST
     Whether the ONNX files that MANIFEST lists are valid, and ONNX Runtime computes with them what
     is expected. xtask/oracle/onnx_check.py describes the file.
 
+cargo xtask bench [--only ROW].. [--peer torch|torch-fused].. [--device cpu|cuda:N]
+                  [--backend ndarray|tch] [--threads N] [--rounds N] [--json FILE]
+                  [--omp-wait passive|default]
+    Times training steps and forward passes against eager PyTorch, in turn, after making sure that
+    both compute the same losses. benches/rows.json has the rows; those for GPUs run with --device
+    cuda:N or by name. --json writes a list of the rows. Idle OpenMP threads sleep at once, which
+    slows PyTorch down with more than one thread; with --omp-wait default they do what users have.
+
 The environment variable PYTHON names the interpreter that makes .venv (default: python3).
 ";
 
@@ -61,6 +70,7 @@ fn main() -> ExitCode {
                 Runner::new().run("ONNX conformance", run)
             })
         }
+        ["bench", options @ ..] => bench::bench(options),
         ["onnx-check", manifest] => tool("onnx_check", manifest),
         ["help" | "--help" | "-h"] => {
             print!("{HELP}");

@@ -23,7 +23,8 @@ fn venv() -> PathBuf {
     root().join(".venv")
 }
 
-fn python() -> PathBuf {
+/// The interpreter of `.venv`.
+pub(crate) fn python() -> PathBuf {
     let folder = if cfg!(windows) {
         "Scripts/python.exe"
     } else {

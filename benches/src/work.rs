@@ -1,0 +1,269 @@
+//! A workload that is ready to run: weights, a batch, a compiled step.
+
+use std::time::{Duration, Instant};
+
+use opt_core::nn::Init;
+use opt_core::random::Philox;
+use opt_core::safetensors;
+use opt_core::{Backend, CompileSpec, DType, Error, Graph, Result, Session, Tensor, ValueId};
+use opt_train::optimizer::STEP;
+use opt_train::{Adam, AdamW, CrossEntropy, StepOptions, training_graph};
+
+use crate::models;
+use crate::protocol::{Mode, Model, Optimizer, Precision, Row};
+use crate::torch_names::state_dict;
+
+/// Seed of the initial weights and the batch.
+const SEED: u64 = 7;
+
+/// A compiled step with its inputs.
+pub struct Work {
+    session: Box<dyn Session>,
+    inputs: Vec<Tensor>,
+    outputs: Vec<Tensor>,
+    target: Vec<i64>,
+    /// The variable that counts the steps, where the step trains.
+    counter: Option<ValueId>,
+    /// Number of trained entries.
+    pub parameters: usize,
+}
+
+impl std::fmt::Debug for Work {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Work")
+            .field("parameters", &self.parameters)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The model of a workload and its one batch.
+#[derive(Debug, Clone)]
+pub struct Start {
+    model: Graph,
+    input: Tensor,
+    target: Tensor,
+}
+
+impl Start {
+    /// Builds the model and draws the batch.
+    ///
+    /// # Errors
+    /// If the sizes do not fit each other.
+    pub fn new(row: &Row) -> Result<Start> {
+        let model = models::build(&row.model, SEED)?;
+        let (input, target) = batch(row, &model)?;
+        Ok(Start {
+            model,
+            input,
+            target,
+        })
+    }
+
+    /// A safetensors file of the batch and the initial weights, as [`crate::protocol`] says.
+    ///
+    /// # Errors
+    /// If the weights have no names in PyTorch.
+    pub fn write(&self, to: &mut impl std::io::Write) -> Result<()> {
+        let entries = state_dict(self.model.variables().map(|(_, v, t)| (v.name(), t)))?;
+        let mut named: Vec<(String, &Tensor)> = entries
+            .iter()
+            .map(|(name, t)| (format!("model.{name}"), t))
+            .collect();
+        named.push(("input".into(), &self.input));
+        named.push(("target".into(), &self.target));
+        safetensors::write(to, named.iter().map(|(n, t)| (&n[..], *t)), &[])
+    }
+
+    /// Compiles the step and starts a session.
+    ///
+    /// # Errors
+    /// If the backend cannot run it, or the row asks for what there is not.
+    pub fn compile(self, row: &Row, backend: &dyn Backend) -> Result<Work> {
+        let parameters = self.model.parameter_count();
+        let model = match row.precision {
+            Precision::F32 => self.model,
+            Precision::Bf16 => mixed_precision(self.model)?,
+        };
+        let target = self.target.to_vec::<i64>()?;
+        let (graph, inputs) = match row.mode {
+            Mode::Forward => (model, vec![self.input]),
+            Mode::Train => {
+                let lr = Tensor::scalar(0f32);
+                let graph = training(&model, row.optimizer)?;
+                (graph, vec![self.input, self.target, lr])
+            }
+        };
+        let counter = match row.mode {
+            Mode::Forward => None,
+            Mode::Train => Some(graph.find(STEP)?),
+        };
+        let spec = CompileSpec::new().bind("batch", row.batch);
+        Ok(Work {
+            session: backend.compile(&graph, &spec)?.session()?,
+            inputs,
+            outputs: Vec::new(),
+            target,
+            counter,
+            parameters,
+        })
+    }
+}
+
+/// The model with products and convolutions in bfloat16.
+///
+/// The only place that is about mixed precision: once the pass is there, the body is
+/// `Ok(MixedPrecision::bf16().apply(model, &mut Context::new())?.0)`.
+fn mixed_precision(_model: Graph) -> Result<Graph> {
+    Err(Error::unsupported(
+        "rows in bf16 need the pass opt_core::pass::MixedPrecision::bf16(), which this build has not",
+    ))
+}
+
+fn training(model: &Graph, optimizer: Option<Optimizer>) -> Result<Graph> {
+    let options = StepOptions::default();
+    match optimizer {
+        Some(Optimizer::Adam) => training_graph(model, &CrossEntropy, &Adam::default(), &options),
+        Some(Optimizer::AdamW) => training_graph(model, &CrossEntropy, &AdamW::default(), &options),
+        None => Err(Error::invalid("a row that trains names an optimizer")),
+    }
+}
+
+/// Standard normal pixels or uniform tokens, and uniform labels.
+fn batch(row: &Row, model: &Graph) -> Result<(Tensor, Tensor)> {
+    let integers = |stream: u64, shape: &[usize], below: usize| {
+        let random = Philox::new(SEED);
+        let count: usize = shape.iter().product();
+        let draw = |i: usize| (random.uniform(stream, i as u64) * below as f64) as i64;
+        Tensor::new(shape, (0..count).map(draw).collect::<Vec<_>>())
+    };
+    let normal = Init::Normal {
+        mean: 0.0,
+        std: 1.0,
+    };
+    let pixels = |sizes: &[usize]| {
+        let shape = [&[row.batch], sizes].concat();
+        normal.tensor(DType::F32, shape, SEED, 1)
+    };
+    let input = match &row.model {
+        Model::Encoder {
+            vocabulary, steps, ..
+        } => integers(1, &[row.batch, *steps], *vocabulary),
+        Model::Mlp { features, .. } => pixels(&[*features]),
+        Model::Lenet5 { image, .. }
+        | Model::Resnet20 { image, .. }
+        | Model::Resnet50 { image, .. } => pixels(image),
+    }?;
+    let logits = model
+        .outputs()
+        .next()
+        .ok_or_else(|| Error::invalid("the model has no output"))?;
+    let classes = model.type_of(logits).shape[1].fixed()?;
+    Ok((input, integers(2, &[row.batch], classes)?))
+}
+
+impl Work {
+    /// Runs steps. Gives the time of all, with the device idle before and after, and the loss of
+    /// the last one.
+    ///
+    /// # Errors
+    /// If the session fails, or no step is asked for.
+    pub fn run(&mut self, steps: usize, lr: f64) -> Result<(Duration, f64)> {
+        if steps == 0 {
+            return Err(Error::invalid("a run has one step at least"));
+        }
+        if self.counter.is_some() {
+            self.inputs[2] = Tensor::scalar(lr as f32);
+        }
+        let start = Instant::now();
+        for _ in 0..steps {
+            self.session.run_into(&self.inputs, &mut self.outputs)?;
+        }
+        // Outputs may be there before the last update has ended; a variable never is.
+        if let Some(counter) = self.counter {
+            self.session.variable(counter)?;
+        }
+        let took = start.elapsed();
+        let loss = match self.counter {
+            Some(_) => self.outputs[0].item()?,
+            None => cross_entropy(&self.outputs[0], &self.target)?,
+        };
+        Ok((took, loss))
+    }
+}
+
+/// The mean cross-entropy of logits `[N, C]` with class indices.
+fn cross_entropy(logits: &Tensor, target: &[i64]) -> Result<f64> {
+    let classes = logits.shape()[1];
+    let logits = logits.to_f64s();
+    let mut total = 0.0;
+    for (row, &label) in logits.chunks(classes).zip(target) {
+        let top = row.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let sum: f64 = row.iter().map(|x| (x - top).exp()).sum();
+        total += top + sum.ln() - row[label as usize];
+    }
+    Ok(total / target.len() as f64)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::backend;
+
+    fn row(mode: &str, precision: &str) -> Row {
+        let row = format!(
+            r#"{{"name": "r", "mode": "{mode}", "batch": 4, "optimizer": "adam",
+            "precision": "{precision}",
+            "model": {{"kind": "mlp", "features": 6, "hidden": [5], "classes": 3}}}}"#
+        );
+        serde_json::from_str(&row).unwrap()
+    }
+
+    fn work(row: &Row) -> Result<Work> {
+        let backend = backend::open("ndarray", "cpu", 1).unwrap();
+        Start::new(row)?.compile(row, &*backend)
+    }
+
+    #[test]
+    fn steps_train_at_the_rate_of_the_run() {
+        let mut train = work(&row("train", "f32")).unwrap();
+        let mut forward = work(&row("forward", "f32")).unwrap();
+        let (_, first) = train.run(1, 0.0).unwrap();
+        let (_, again) = train.run(2, 0.0).unwrap();
+        let (_, logits) = forward.run(1, 0.0).unwrap();
+        assert_eq!(first, again);
+        assert!((first - logits).abs() < 1e-6, "{first} {logits}");
+        let (_, later) = train.run(20, 0.1).unwrap();
+        assert!(later < 0.5 * first, "{later} {first}");
+        assert!(train.run(0, 0.1).is_err());
+    }
+
+    #[test]
+    fn the_file_has_the_weights_and_the_batch() {
+        let mut bytes = Vec::new();
+        Start::new(&row("train", "f32"))
+            .unwrap()
+            .write(&mut bytes)
+            .unwrap();
+        let file = safetensors::File::parse(Arc::new(bytes)).unwrap();
+        let mut names = file.names().to_vec();
+        names.sort();
+        let weights = [
+            "model.fc1.bias",
+            "model.fc1.weight",
+            "model.fc2.bias",
+            "model.fc2.weight",
+        ];
+        assert_eq!(names, [&["input"], &weights[..], &["target"]].concat());
+        assert_eq!(file.get("input").unwrap().shape(), [4, 6]);
+        let labels = file.get("target").unwrap().to_vec::<i64>().unwrap();
+        assert!(labels.iter().all(|l| (0..3).contains(l)) && labels.len() == 4);
+    }
+
+    #[test]
+    fn what_is_missing_is_named() {
+        let error = work(&row("train", "bf16")).unwrap_err().to_string();
+        assert!(error.contains("MixedPrecision::bf16()"), "{error}");
+    }
+}
