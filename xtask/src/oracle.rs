@@ -33,20 +33,55 @@ pub(crate) fn python() -> PathBuf {
     venv().join(folder)
 }
 
+/// What separates the entries of a search path.
+const SEPARATOR: char = if cfg!(windows) { ';' } else { ':' };
+
+/// The environment in which `opt-tch` is built against the libtorch of `.venv`.
+pub(crate) fn libtorch() -> [(&'static str, String); 3] {
+    let bin = python().parent().map(PathBuf::from).unwrap_or_default();
+    let path = std::env::var("PATH").unwrap_or_default();
+    [
+        ("LIBTORCH_USE_PYTORCH", "1".into()),
+        ("VIRTUAL_ENV", venv().display().to_string()),
+        ("PATH", format!("{}{SEPARATOR}{path}", bin.display())),
+    ]
+}
+
+/// The variable that names the folders of shared libraries, and its value for a program that is
+/// not started by cargo and uses the libtorch of `.venv`.
+pub(crate) fn library_path() -> Result<(&'static str, String)> {
+    let name = match std::env::consts::OS {
+        "windows" => "PATH",
+        "macos" => "DYLD_LIBRARY_PATH",
+        _ => "LD_LIBRARY_PATH",
+    };
+    let query = "import importlib.util as u; print(u.find_spec('torch').origin)";
+    let output = Command::new(python())
+        .args(["-c", query])
+        .output()
+        .map_err(|e| format!("cannot start {}: {e}", python().display()))?;
+    let origin = String::from_utf8_lossy(&output.stdout).trim().to_string();
+    let folder = Path::new(&origin).with_file_name("lib");
+    let old = std::env::var(name).unwrap_or_default();
+    Ok((name, format!("{}{SEPARATOR}{old}", folder.display())))
+}
+
 /// A command with the libtorch of `.venv`.
 pub(crate) fn with_libtorch(step: Step) -> Step {
     let bin = python().parent().map(PathBuf::from).unwrap_or_default();
-    let separator = if cfg!(windows) { ';' } else { ':' };
-    let path = std::env::var("PATH").unwrap_or_default();
-    let path = format!("{}{separator}{path}", bin.display());
     let shown = bin
         .strip_prefix(root())
         .unwrap_or(&bin)
         .display()
         .to_string();
-    step.env("LIBTORCH_USE_PYTORCH", "1")
-        .env_shown("VIRTUAL_ENV", &venv().display().to_string(), ".venv")
-        .env_shown("PATH", &path, &format!("$PWD/{shown}{separator}$PATH"))
+    libtorch().into_iter().fold(step, |step, (name, value)| {
+        let shown = match name {
+            "VIRTUAL_ENV" => ".venv".to_string(),
+            "PATH" => format!("$PWD/{shown}{SEPARATOR}$PATH"),
+            _ => value.clone(),
+        };
+        step.env_shown(name, &value, &shown)
+    })
 }
 
 /// Makes `.venv` and installs what the scripts need, unless it is there already.

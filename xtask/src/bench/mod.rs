@@ -60,11 +60,12 @@ pub(crate) fn bench(arguments: &[&str]) -> Result {
     let options = options::parse(arguments, processors)?;
     let rows = select(&rows()?, &options)?;
     oracle::set_up()?;
-    let mut ours = Worker::new(
-        "ours",
-        Command::new(build(&options.backend)?),
-        options.omp_wait,
-    );
+    let mut program = Command::new(build(&options.backend)?);
+    if options.backend == "tch" {
+        let (name, folders) = oracle::library_path()?;
+        program.env(name, folders);
+    }
+    let mut ours = Worker::new("ours", program, options.omp_wait);
     let mut others: Vec<Worker> = options
         .peers
         .iter()
@@ -145,6 +146,7 @@ fn build(backend: &str) -> Result<PathBuf> {
         .stderr(Stdio::inherit());
     if backend != "ndarray" {
         command.args(["--features", backend]);
+        command.envs(oracle::libtorch());
     }
     println!("$ {command:?}");
     let output = command
