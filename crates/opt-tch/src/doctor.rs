@@ -93,7 +93,7 @@ pub fn doctor() -> Diagnosis {
         folder,
         problems: Vec::new(),
     };
-    diagnosis.problems = problems(&diagnosis, loaded, has_gpu());
+    diagnosis.problems = problems(&diagnosis, loaded, load::has_gpu());
     diagnosis
 }
 
@@ -108,12 +108,6 @@ fn version_in(lib: &std::path::Path) -> Option<String> {
     let line = text.lines().find(|l| l.starts_with("__version__"))?;
     let version = line.split(['\'', '"']).nth(1)?;
     Some(version.to_string())
-}
-
-/// Whether the machine has an NVIDIA GPU with a driver.
-fn has_gpu() -> bool {
-    let cards = std::fs::read_dir("/proc/driver/nvidia/gpus");
-    cards.is_ok_and(|mut cards| cards.next().is_some())
 }
 
 fn problems(found: &Diagnosis, loaded: &Loaded, gpu: bool) -> Vec<Problem> {

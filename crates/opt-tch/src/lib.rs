@@ -99,6 +99,10 @@ impl TchBackend {
     /// # Errors
     /// If libtorch has no such device; [`doctor`] then says why.
     pub fn new(device: Device) -> Result<TchBackend> {
+        // libtorch looks for its CUDA half once, at the first call that could need it.
+        if device != Device::Cpu || load::has_gpu() {
+            load::cuda();
+        }
         device.check()?;
         Ok(TchBackend {
             options: compile::Options {

@@ -73,3 +73,9 @@ pub(crate) fn cuda_devices() -> usize {
         Loaded::NotBuilt | Loaded::Failed(..) => 0,
     }
 }
+
+/// Whether the machine has an NVIDIA GPU with a driver.
+pub(crate) fn has_gpu() -> bool {
+    let cards = std::fs::read_dir("/proc/driver/nvidia/gpus");
+    cards.is_ok_and(|mut cards| cards.next().is_some())
+}

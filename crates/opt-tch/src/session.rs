@@ -9,6 +9,7 @@ use opt_core::{DType, Element, Error, ErrorKind, Executable, Result, ResultExt, 
 use smallvec::SmallVec;
 use tch::Tensor;
 
+use crate::Device;
 use crate::compile::plan::{Place, Plan, Planned};
 use crate::convert::{from_host, read, send, to_host};
 use crate::kernels::RunCx;
@@ -98,7 +99,10 @@ impl TchSession {
                 for &place in &step.args {
                     args.push(self.get(place, inputs)?);
                 }
-                let outs = step.kernel.run(&args, cx);
+                let outs = match step.over {
+                    Some(input) => step.kernel.run_over(&args, input, cx),
+                    None => step.kernel.run(&args, cx),
+                };
                 outs.at(|| step.nodes.first().cloned().unwrap_or_default())?
             };
             for (slot, out) in step.outs.iter().zip(outs) {
@@ -140,7 +144,7 @@ impl TchSession {
             new.push(match assignment.copy {
                 // `at::MemoryFormat::Contiguous`
                 true => aten!("clone", value, 0i64)?,
-                false => value.shallow_clone(),
+                false => aten!("contiguous", value)?,
             });
         }
         self.execute(effects, &inputs, &cx)?;
@@ -180,7 +184,9 @@ impl Session for TchSession {
     #[tracing::instrument(level = "trace", name = "run", skip_all)]
     fn run_into(&mut self, inputs: &[Host], outputs: &mut Vec<Host>) -> Result<()> {
         self.check(inputs)?;
-        native::set_tf32(self.plan.tf32);
+        if matches!(self.plan.device, Device::Cuda(_)) {
+            native::set_tf32(self.plan.tf32);
+        }
         let result = self.run_all(inputs, outputs);
         for slot in &mut self.slots {
             *slot = None;

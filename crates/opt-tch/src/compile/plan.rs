@@ -7,7 +7,7 @@ use opt_core::backend::Step as StepInfo;
 use opt_core::{DType, Op, Result, TensorType, ValueId};
 use tch::Tensor;
 
-use super::ir::{Ir, Kind, Value, Variable};
+use super::ir::{Ir, Kind, Step, Value, Variable};
 use crate::Device;
 use crate::convert::from_host;
 use crate::kernels::Kernel;
@@ -29,6 +29,8 @@ pub(crate) struct Planned {
     pub(crate) args: Vec<Place>,
     /// Where results go; `None` for those that nothing reads.
     pub(crate) outs: Vec<Option<usize>>,
+    /// The input that the result is written over.
+    pub(crate) over: Option<usize>,
     /// Slots that nothing reads after this step.
     pub(crate) done: Vec<usize>,
     pub(crate) nodes: Vec<String>,
@@ -128,6 +130,12 @@ impl Plan {
                 opt_core::Error::invalid(format!("value {v} is read and never given"))
             })
         };
+        let (producers, consumers) = (ir.producers(), ir.consumers());
+        let fresh = |v: &Value| match producers.get(v).map(|&i| &ir.steps[i].kind) {
+            Some(Kind::Op(op)) => gives_new_memory(op),
+            Some(Kind::Fused(fused)) => fused.gives_new_memory(),
+            None => false,
+        };
         let mut effects = None;
         let mut steps = Vec::new();
         for (i, step) in ir.steps.iter().enumerate() {
@@ -144,24 +152,21 @@ impl Plan {
                     done.push(*s);
                 }
             }
+            let kernel = step.compile(&ir, device)?;
+            let over = over(&ir, &fresh, &consumers, step, &kernel);
             let slot = |v: &Value| match places.get(v) {
                 Some(Place::Slot(s)) if used[*v] => Some(*s),
                 _ => None,
             };
             steps.push(Planned {
-                kernel: step.compile(&ir, device)?,
+                kernel,
+                over,
                 args: step.inputs.iter().map(place).collect::<Result<_>>()?,
                 outs: step.outputs.iter().map(slot).collect(),
                 done,
                 nodes: step.nodes.clone(),
             });
         }
-        let producers = ir.producers();
-        let fresh = |v: &Value| match producers.get(v).map(|&i| &ir.steps[i].kind) {
-            Some(Kind::Op(op)) => gives_new_memory(op),
-            Some(Kind::Fused(fused)) => fused.gives_new_memory(),
-            None => false,
-        };
         let mut taken: Vec<Value> = Vec::new();
         let mut assignments = Vec::new();
         for (target, value) in &ir.assignments {
@@ -226,11 +231,33 @@ impl Plan {
     }
 }
 
+/// The input that a step can write its result over: one of the result's type whose memory is its
+/// own and which nothing else reads.
+fn over(
+    ir: &Ir,
+    fresh: &dyn Fn(&Value) -> bool,
+    consumers: &HashMap<Value, Vec<(usize, usize)>>,
+    step: &Step,
+    kernel: &Kernel,
+) -> Option<usize> {
+    let [output] = step.outputs[..] else {
+        return None;
+    };
+    kernel.can_replace().iter().copied().find(|&i| {
+        let v = step.inputs[i];
+        let alone = consumers.get(&v).is_some_and(|c| c.len() == 1);
+        alone && fresh(&v) && !ir.is_result(v) && ir.types[v] == ir.types[output]
+    })
+}
+
 /// Whether an op's results share no memory with its inputs.
 fn gives_new_memory(op: &Op) -> bool {
     match op {
         Op::Unary(_) | Op::Binary(_) | Op::Where(_) | Op::Cast(_) => true,
-        Op::MatMul(_) | Op::Conv(_) | Op::Softmax(_) => true,
+        Op::MatMul(_) | Op::Conv(_) | Op::ConvTranspose(_) | Op::ConvGradWeight(_) => true,
+        Op::Softmax(_) | Op::LogSoftmax(_) | Op::SoftmaxCrossEntropy(_) => true,
+        Op::LayerNorm(_) | Op::BatchNormGrad(_) | Op::Gather(_) | Op::GatherGrad(_) => true,
+        Op::MaxPool(_) | Op::MaxPoolGrad(_) | Op::AvgPool(_) | Op::AvgPoolGrad(_) => true,
         Op::BatchNorm(op) => op.training,
         Op::Reduce(op) => !op.axes.is_empty(),
         _ => false,

@@ -99,6 +99,10 @@ fn unary(op: UnaryOp) -> Kernel {
             });
         }
     };
+    if name == "relu" {
+        let relu = Kernel::one("relu", |x| aten!("relu", x[0]));
+        return relu.over(&[0], |x, _| aten!("relu_", x[0]));
+    }
     plain!("neg" "abs" "sign" "exp" "log" "log1p" "expm1" "sqrt" "reciprocal" "floor" "ceil"
         "round" "sin" "cos" "tan" "asin" "acos" "atan" "sinh" "cosh" "erf" "logical_not" "isnan"
         "isinf" "relu" "selu" "sigmoid" "tanh" "silu" "hardswish" "mish"; name)
@@ -150,9 +154,13 @@ fn binary(op: BinaryOp, cx: &CompileCx<'_>) -> Result<Kernel> {
     }
     let float = dtype.is_float();
     Ok(match op {
-        BinaryOp::Add => two!("add.Tensor"),
-        BinaryOp::Sub => two!("sub.Tensor"),
-        BinaryOp::Mul => two!("mul.Tensor"),
+        BinaryOp::Add => {
+            two!("add.Tensor").over(&[0, 1], |x, i| aten!("add_.Tensor", x[i], x[1 - i]))
+        }
+        BinaryOp::Sub => two!("sub.Tensor").over(&[0], |x, _| aten!("sub_.Tensor", x[0], x[1])),
+        BinaryOp::Mul => {
+            two!("mul.Tensor").over(&[0, 1], |x, i| aten!("mul_.Tensor", x[i], x[1 - i]))
+        }
         BinaryOp::Div if float => two!("div.Tensor"),
         BinaryOp::Div => Kernel::one("div", |x| {
             by_zero(x, |a, b| aten!("div.Tensor_mode", a, b, "trunc"))
@@ -217,9 +225,15 @@ fn with_scalar(op: BinaryOp, c: f64, dtype: DType) -> Option<Kernel> {
         };
     }
     match op {
-        BinaryOp::Add => scalar!("add.Scalar"),
-        BinaryOp::Sub => scalar!("sub.Scalar"),
-        BinaryOp::Mul => scalar!("mul.Scalar"),
+        BinaryOp::Add => {
+            scalar!("add.Scalar").map(|k| k.over(&[0], move |x, _| aten!("add_.Scalar", x[0], n)))
+        }
+        BinaryOp::Sub => {
+            scalar!("sub.Scalar").map(|k| k.over(&[0], move |x, _| aten!("sub_.Scalar", x[0], n)))
+        }
+        BinaryOp::Mul => {
+            scalar!("mul.Scalar").map(|k| k.over(&[0], move |x, _| aten!("mul_.Scalar", x[0], n)))
+        }
         BinaryOp::Div if dtype.is_float() => scalar!("div.Scalar"),
         BinaryOp::Pow if dtype.is_float() => scalar!("pow.Tensor_Scalar"),
         BinaryOp::Max if !c.is_nan() => scalar!("clamp_min"),
@@ -343,6 +357,9 @@ pub(crate) fn compile_grad(op: UnaryOp) -> Result<Kernel> {
     Ok(match op {
         UnaryOp::Relu => Kernel::one("threshold_backward", |x| {
             aten!("threshold_backward", x[0], x[1], 0.0)
+        })
+        .over(&[0], |x, _| {
+            aten!("threshold_backward.grad_input", x[0], x[1], 0.0, x[0])
         }),
         UnaryOp::Sigmoid => Kernel::one("sigmoid_backward", |x| {
             aten!("sigmoid_backward", x[0], x[1])

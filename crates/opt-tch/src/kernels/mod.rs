@@ -78,12 +78,17 @@ impl RunCx {
     }
 }
 
+/// Runs with the number of the input that is given up.
+type Over = dyn Fn(&[&Tensor], usize) -> Result<Tensor> + Send + Sync;
+
 type Body = dyn Fn(&[&Tensor], &RunCx) -> Result<Outs> + Send + Sync;
 
 /// A compiled node.
 pub(crate) struct Kernel {
     name: String,
     body: Box<Body>,
+    /// What writes its result over an input, and which inputs it can be.
+    in_place: Option<(&'static [usize], Box<Over>)>,
 }
 
 impl fmt::Debug for Kernel {
@@ -100,6 +105,30 @@ impl Kernel {
         Kernel {
             name: name.into(),
             body: Box::new(body),
+            in_place: None,
+        }
+    }
+
+    /// The same, which can write its result over one of some inputs of the output's type.
+    pub(crate) fn over(
+        mut self,
+        inputs: &'static [usize],
+        body: impl Fn(&[&Tensor], usize) -> Result<Tensor> + Send + Sync + 'static,
+    ) -> Kernel {
+        self.in_place = Some((inputs, Box::new(body)));
+        self
+    }
+
+    /// The inputs that it can write its result over.
+    pub(crate) fn can_replace(&self) -> &'static [usize] {
+        self.in_place.as_ref().map_or(&[], |(inputs, _)| inputs)
+    }
+
+    /// Runs over an input that [`Kernel::can_replace`] lists.
+    pub(crate) fn run_over(&self, x: &[&Tensor], input: usize, cx: &RunCx) -> Result<Outs> {
+        match &self.in_place {
+            Some((_, body)) => Ok(smallvec![body(x, input)?]),
+            None => self.run(x, cx),
         }
     }
 

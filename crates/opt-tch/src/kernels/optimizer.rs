@@ -5,7 +5,13 @@ use tch::Tensor;
 
 use super::Kernel;
 use crate::compile::fused::{Adam, Sgd};
-use crate::native::{Arg, Outs, atens};
+use crate::native::{Arg, Outs, aten, atens};
+
+/// Gradients with the strides of the parameters: the kernels read memory in order, and do not
+/// look whether that is the same.
+fn contiguous(grads: &[&Tensor]) -> Result<Vec<Tensor>> {
+    grads.iter().map(|g| aten!("contiguous", *g)).collect()
+}
 
 pub(crate) fn compile_adam(adam: &Adam) -> Kernel {
     let adam = adam.clone();
@@ -17,11 +23,13 @@ pub(crate) fn compile_adam(adam: &Adam) -> Kernel {
     Kernel::new(name, move |x, _| {
         let n = adam.count;
         let lists: Vec<&[&Tensor]> = x[2..].chunks(n).collect();
+        let grads = contiguous(lists[1])?;
+        let grads: Vec<&Tensor> = grads.iter().collect();
         let steps = vec![x[1]; n];
         let none: &[&Tensor] = &[];
         let args = [
             Arg::Tensors(lists[0]),
-            Arg::Tensors(lists[1]),
+            Arg::Tensors(&grads),
             Arg::Tensors(lists[2]),
             Arg::Tensors(lists[3]),
             Arg::Tensors(none),
@@ -50,11 +58,13 @@ pub(crate) fn compile_sgd(sgd: &Sgd) -> Kernel {
     Kernel::new("_fused_sgd_", move |x, _| {
         let n = sgd.count;
         let lists: Vec<&[&Tensor]> = x[1..].chunks(n).collect();
+        let grads = contiguous(lists[1])?;
+        let grads: Vec<&Tensor> = grads.iter().collect();
         let buffers: &[&Tensor] = lists.get(2).copied().unwrap_or(&[]);
         atens!(
             "_fused_sgd_.tensor_lr",
             lists[0],
-            lists[1],
+            &grads,
             buffers,
             sgd.weight_decay,
             sgd.momentum,
