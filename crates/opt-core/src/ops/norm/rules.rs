@@ -118,23 +118,29 @@ impl OpRules for BatchNorm {
                 None,
             ]);
         }
-        let (x_dtype, dtype) = (cx.input_type(0).dtype, cx.input_type(1).dtype);
+        // Sums of 16-bit floats lose what they add.
+        let own: Vec<DType> = (0..5).map(|i| cx.input_type(i).dtype).collect();
+        let wide = match own[1] {
+            DType::F16 | DType::BF16 => DType::F32,
+            dtype => dtype,
+        };
         let rank = cx.input_type(0).rank();
         let axes = all_but_channels(rank);
         let b = &mut *cx.b;
-        let g = b.cast(g, dtype)?;
-        let inv = inverse_root(b, cx.inputs[4], self.epsilon)?;
+        let g = b.cast(g, wide)?;
+        let [scale, mean, var] = [1, 3, 4].map(|i| b.cast(cx.inputs[i], wide));
+        let (scale, mean) = (scale?, mean?);
+        let inv = inverse_root(b, var?, self.epsilon)?;
         let mut grads = vec![None; 5];
         let factor = b.mul(scale, inv)?;
         let sum = b.sum(g, &axes, false)?;
         if cx.wanted[0] {
             let factor = along_channels(b, factor, rank)?;
-            let by_x = b.mul(g, factor)?;
-            grads[0] = Some(b.cast(by_x, x_dtype)?);
+            grads[0] = Some(b.mul(g, factor)?);
         }
         if cx.wanted[1] || cx.wanted[4] {
-            let mean = along_channels(b, cx.inputs[3], rank)?;
-            let x = b.cast(x, dtype)?;
+            let mean = along_channels(b, mean, rank)?;
+            let x = b.cast(x, wide)?;
             let centred = b.sub(x, mean)?;
             let product = b.mul(g, centred)?;
             let product = b.sum(product, &axes, false)?;
@@ -151,6 +157,11 @@ impl OpRules for BatchNorm {
         if cx.wanted[3] {
             let by_mean = b.mul(sum, factor)?;
             grads[3] = Some(b.neg(by_mean)?);
+        }
+        for (gradient, dtype) in grads.iter_mut().zip(own) {
+            if let Some(g) = gradient {
+                *g = b.cast(*g, dtype)?;
+            }
         }
         Ok(grads)
     }
