@@ -21,7 +21,7 @@ use crate::{
 ///
 /// The table is that of PyTorch's autocast on accelerators; on the CPU PyTorch leaves softmax and
 /// the normalizations in the low dtype. Tensors of rank 0 promote nothing, as in PyTorch, unless
-/// they are constants too large for the low dtype. A slope of `PRelu` takes the dtype of x.
+/// they are constants too large or too near to 0 for the low dtype. A slope of `PRelu` takes the dtype of x.
 ///
 /// Variables stay `f32`: they are the master weights, and their gradients are `f32` too, since the
 /// gradient of a cast is the cast back. A value that several nodes need in another dtype is cast
@@ -354,12 +354,14 @@ impl Rewrite<'_> {
         Ok(new)
     }
 
-    /// Whether a scalar constant is finite in `f32` only.
-    fn too_large(&self, v: ValueId) -> bool {
+    /// Whether a scalar constant is out of the range in which the low dtype has all its digits.
+    fn out_of_range(&self, v: ValueId) -> bool {
         let value = self.original.value(v);
         match value.kind() {
             ValueKind::Constant(content) if value.ty().rank() == 0 => {
-                content.is_finite() && !content.cast(self.low).is_finite()
+                let (exact, low) = (content.to_f64s(), content.cast(self.low).to_f64s());
+                let near = |(a, b): (&f64, &f64)| (a - b).abs() <= a.abs() / 256.0;
+                content.is_finite() && !exact.iter().zip(&low).all(near)
             }
             _ => false,
         }
@@ -396,7 +398,7 @@ impl Rewrite<'_> {
             counted.clone_from(&inputs);
         }
         let is_low = |&v: &ValueId| self.dtype(v) == self.low;
-        let fits = |&v: &ValueId| is_low(&v) || !self.too_large(v);
+        let fits = |&v: &ValueId| is_low(&v) || !self.out_of_range(v);
         if !counted.is_empty() && counted.iter().all(is_low) && inputs.iter().all(fits) {
             self.low
         } else {

@@ -104,7 +104,8 @@ pub(crate) struct CompileCx<'a> {
     /// The content of inputs that are constant, to prepack or check.
     pub(crate) constants: &'a [Option<Tensor>],
     /// Element-wise functions to apply to the output, in order, in the same pass over memory;
-    /// only for `conv` and `matmul` on `f32`, which take a bias as their third input too.
+    /// only for `conv` and `matmul` on `f32` (and on 16-bit floats, which run on the kernels of
+    /// `f32`), which take a bias as their third input too.
     pub(crate) epilogue: &'a [UnaryOp],
     /// How many threads will run the kernel.
     pub(crate) threads: usize,

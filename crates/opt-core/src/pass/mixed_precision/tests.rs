@@ -200,6 +200,12 @@ fn a_number_that_half_precision_cannot_hold_promotes_it_only() {
     assert_eq!(dtypes(&mixed, "Max"), [DType::F32]);
     let (mixed, _) = MixedPrecision::bf16().convert(clip()).unwrap();
     assert_eq!(dtypes(&mixed, "Max"), [DType::BF16]);
+    // An epsilon that would be 0.
+    let graph = || after_products(|b, _, p| b.add_scalar(p, 1e-8));
+    let (mixed, _) = MixedPrecision::f16().convert(graph()).unwrap();
+    assert_eq!(dtypes(&mixed, "Add"), [DType::F32]);
+    let (mixed, _) = MixedPrecision::bf16().convert(graph()).unwrap();
+    assert_eq!(dtypes(&mixed, "Add"), [DType::BF16]);
 }
 
 #[test]
