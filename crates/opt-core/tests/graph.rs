@@ -232,3 +232,27 @@ fn extracting_keeps_ids_and_drops_the_rest() {
     assert_eq!(part.output("z").unwrap(), add);
     part.verify().unwrap();
 }
+
+#[test]
+fn a_rewired_node_keeps_its_name_and_gets_new_types() {
+    let mut b = GraphBuilder::new("g");
+    let x = b.input("x", TensorType::new(DType::F32, [2])).unwrap();
+    let y = b.relu(x).unwrap();
+    let z = b.tanh(y).unwrap();
+    b.output("z", z).unwrap();
+    let graph = b.finish().unwrap();
+    let (relu, name) = {
+        let (id, node) = graph.producer(y).unwrap();
+        (id, node.name().to_string())
+    };
+    let mut patch = GraphPatch::new(graph.clone());
+    assert!(patch.is_empty());
+    let half = patch.cast(x, DType::F16).unwrap();
+    patch.rewire(relu, 0, half).unwrap();
+    let graph = patch.finish().unwrap();
+    assert_eq!(graph.node(relu).name(), name);
+    assert_eq!(graph.type_of(z).to_string(), "f16[2]");
+    let mut patch = GraphPatch::new(graph);
+    let error = patch.rewire(relu, 1, x).unwrap_err();
+    assert!(error.to_string().contains("no input 1"), "{error}");
+}

@@ -156,7 +156,7 @@ impl CpuSession {
                 step.scratch
             };
             // The buffers to fill leave the table, so that the others can be read meanwhile.
-            let mut buffers: SmallVec<[Buffer; 4]> = SmallVec::new();
+            let mut buffers: SmallVec<[Buffer; 8]> = SmallVec::new();
             for out in &step.outs {
                 if let Place::Slot(slot) = out.place {
                     buffers.push(std::mem::replace(&mut self.slots[slot], Buffer::zeroed(0)));
@@ -230,7 +230,7 @@ impl<'a> Memory<'a> {
         buffers: &mut [Buffer],
         scratch: &mut [u8],
     ) -> Result<()> {
-        let mut args: SmallVec<[Arg<'_>; 8]> = SmallVec::new();
+        let mut args: SmallVec<[Arg<'_>; 12]> = SmallVec::new();
         for port in &step.args {
             args.push(Arg {
                 dtype: port.dtype,
@@ -238,7 +238,7 @@ impl<'a> Memory<'a> {
                 bytes: self.bytes(port)?,
             });
         }
-        let mut outs: SmallVec<[Out<'_>; 4]> = SmallVec::new();
+        let mut outs: SmallVec<[Out<'_>; 8]> = SmallVec::new();
         for (port, buffer) in step.outs.iter().zip(buffers) {
             outs.push(Out {
                 dtype: port.dtype,

@@ -7,7 +7,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use opt_core::autodiff::grad;
 use opt_core::ops::Window;
-use opt_core::{Backend, CompileSpec, DType, GraphBuilder, Tensor, TensorType, ValueId};
+use opt_core::pass::{MixedPrecision, TrainMode};
+use opt_core::{Backend, CompileSpec, DType, Graph, GraphBuilder, Tensor, TensorType, ValueId};
 use opt_ndarray::NdarrayBackend;
 
 struct Counting;
@@ -74,9 +75,60 @@ fn training_step(features: impl Fn(&mut GraphBuilder, ValueId) -> (ValueId, Vec<
     b.output("loss", loss).unwrap();
     b.output("logits", logits).unwrap();
     let graph = b.finish().unwrap();
+    runs_without_allocating(&graph);
+}
+
+/// The same in mixed precision: products and convolutions in `bf16`, forward and backward.
+fn mixed_training_step() {
+    let mut b = GraphBuilder::new("step");
+    let x = b
+        .input("x", TensorType::new(DType::F32, [16, 1, 8, 8]))
+        .unwrap();
+    let labels = b
+        .input("labels", TensorType::new(DType::I64, [16]))
+        .unwrap();
+    let mut parameters = Vec::new();
+    let w = variable(&mut b, "w1", &[4, 1, 3, 3]);
+    let bias = variable(&mut b, "b1", &[4]);
+    parameters.extend([w, bias]);
+    let h = b.conv(x, w, Some(bias), Window::new(2).pad(1), 1).unwrap();
+    let [scale, shift, mean] = ["scale", "shift", "mean"].map(|n| variable(&mut b, n, &[4]));
+    let var = Tensor::full(DType::F32, [4], 1.0).unwrap();
+    let var = b.variable("var", var).unwrap();
+    parameters.extend([scale, shift]);
+    let h = b.batch_norm(h, scale, shift, mean, var, 1e-5).unwrap();
+    let h = b.relu(h).unwrap();
+    let h = b.max_pool(h, 2).unwrap();
+    let h = b.flatten(h, 1).unwrap();
+    let w = variable(&mut b, "w", &[64, 10]);
+    let bias = variable(&mut b, "bias", &[10]);
+    parameters.extend([w, bias]);
+    let logits = b.matmul(h, w).unwrap();
+    let logits = b.add(logits, bias).unwrap();
+    b.output("logits", logits).unwrap();
+    let (graph, _) = MixedPrecision::bf16().convert(b.finish().unwrap()).unwrap();
+    let (graph, _) = TrainMode::switch(graph).unwrap();
+    let mut b = GraphBuilder::extend(graph);
+    let logits = b.graph().output("logits").unwrap();
+    b.clear_outputs();
+    let losses = b.softmax_cross_entropy(logits, labels).unwrap();
+    let loss = b.mean_all(losses).unwrap();
+    let gradients = grad(&mut b, loss, &parameters).unwrap();
+    for &p in &parameters {
+        let step = gradients.of(p).unwrap();
+        let step = b.mul_scalar(step, 0.1).unwrap();
+        let new = b.sub(p, step).unwrap();
+        b.assign(p, new).unwrap();
+    }
+    b.output("loss", loss).unwrap();
+    b.output("logits", logits).unwrap();
+    runs_without_allocating(&b.finish().unwrap());
+}
+
+fn runs_without_allocating(graph: &Graph) {
     let exe = NdarrayBackend::new()
         .threads(1)
-        .compile(&graph, &CompileSpec::new())
+        .compile(graph, &CompileSpec::new())
         .unwrap();
     let mut session = exe.session().unwrap();
     let x: Vec<f32> = (0..16 * 64)
@@ -123,4 +175,5 @@ fn a_run_allocates_nothing() {
         let h = b.max_pool(h, 2).unwrap();
         (b.flatten(h, 1).unwrap(), vec![w, bias])
     });
+    mixed_training_step();
 }

@@ -59,6 +59,15 @@ pub enum Check {
         /// Largest difference, relative to `1 + |expected|`; 0 asks for equality.
         tolerance: f64,
     },
+    /// The outputs are those of another graph, which computes the same in `f32`: it gets the
+    /// inputs of 16-bit floats widened, and its outputs are what those of the case would be
+    /// without rounding.
+    Widened {
+        /// The graph in `f32`.
+        graph: Graph,
+        /// Largest difference, relative to `1 + |expected|`.
+        tolerance: f64,
+    },
     /// Compiling or running fails with an error of this kind.
     Fails(ErrorKind),
 }
@@ -142,6 +151,24 @@ impl Case {
                 }
                 Ok(())
             }
+            Check::Widened { graph, tolerance } => {
+                let inputs: Vec<Tensor> = self.inputs.iter().map(widened).collect();
+                let expected = backend.run_once(graph, &inputs).at(|| "in f32")?;
+                let found = backend.run_once(&self.graph, &self.inputs)?;
+                for (i, (found, expected)) in found.iter().zip(&expected).enumerate() {
+                    let wanted = self
+                        .graph
+                        .type_of(self.graph.outputs().nth(i).expect("found"));
+                    if found.dtype() != wanted.dtype {
+                        return Err(Error::dtype(format!(
+                            "output {i} is {}, the graph says {wanted}",
+                            found.dtype()
+                        )));
+                    }
+                    close(&widened(found), expected, *tolerance).at(|| format!("output {i}"))?;
+                }
+                Ok(())
+            }
             Check::Fails(kind) => match backend.run_once(&self.graph, &self.inputs) {
                 Err(e) if e.kind() == *kind => Ok(()),
                 Err(e) => Err(Error::invalid(format!(
@@ -168,6 +195,23 @@ pub fn backend(name: &str) -> Result<Box<dyn Backend>> {
         other => Err(Error::invalid(format!(
             "there is no backend `{other}` here; `tch` needs `--features tch`"
         ))),
+    }
+}
+
+/// The unit roundoff of a dtype of 16 bits: the largest relative error of rounding to it once,
+/// 2^-8 for `bf16`, 2^-11 for `f16`.
+pub fn roundoff(dtype: DType) -> f64 {
+    match dtype {
+        DType::BF16 => 1.0 / 256.0,
+        _ => 1.0 / 2048.0,
+    }
+}
+
+/// A tensor of 16-bit floats as `f32`, others as they are.
+fn widened(tensor: &Tensor) -> Tensor {
+    match tensor.dtype() {
+        DType::F16 | DType::BF16 => tensor.cast(DType::F32),
+        _ => tensor.clone(),
     }
 }
 

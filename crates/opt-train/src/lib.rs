@@ -40,6 +40,7 @@
 
 pub mod checkpoint;
 pub mod loss;
+pub mod loss_scale;
 pub mod optimizer;
 #[cfg(feature = "progress")]
 mod progress;
@@ -48,6 +49,7 @@ pub mod step;
 pub mod trainer;
 
 pub use loss::{Bce, CrossEntropy, KlDiv, Loss, Mse, SoftCrossEntropy};
+pub use loss_scale::LossScale;
 pub use opt_core::{Error, ErrorKind, Result};
 pub use optimizer::{Adagrad, Adam, AdamW, GradientDescent, Optimizer, RmsProp, Sgd, Slots};
 #[cfg(feature = "progress")]

@@ -7,6 +7,7 @@ use opt_core::ops::Op;
 use opt_core::pass::{TrainMode, enforce_masks};
 use opt_core::{DType, Error, ErrorKind, Graph, GraphBuilder, Result, Shape, TensorType, ValueId};
 
+use crate::loss_scale::{LossScale, Scaling, guard};
 use crate::optimizer::{Optimizer, STEP, Slots};
 use crate::{Loss, loss};
 
@@ -94,6 +95,8 @@ pub struct StepOptions {
     pub l2: f64,
     /// Bound of the gradients.
     pub clip: Option<Clip>,
+    /// Scaling of the loss, for a model that runs in `f16`.
+    pub loss_scale: Option<LossScale>,
     /// Parameters whose names contain one of these are not trained; one that matches nothing is
     /// an error.
     pub frozen: Vec<String>,
@@ -103,9 +106,11 @@ pub struct StepOptions {
 ///
 /// Inputs: those of the model, then `target`, `target_1`, .. as the objective has them, then the
 /// scalar `lr`. Outputs: `loss`, then those of the model. Every parameter that the loss depends
-/// on is assigned its new value; pruning masks hold.
+/// on is assigned its new value; pruning masks hold. With a [`LossScale`] a step whose gradients
+/// are not finite assigns no parameter.
 ///
 /// # Errors
+/// [`ErrorKind::InvalidArgument`] if an option is out of its range;
 /// [`ErrorKind::NoEffect`] if there is nothing to train or a frozen pattern matches nothing;
 /// [`ErrorKind::NoGradient`] at the first op without one.
 pub fn training_graph(
@@ -131,13 +136,24 @@ pub fn training_graph(
     let parameters = trained(b.graph(), loss, &assigned, &options.frozen)?;
     loss = regularized(&mut b, loss, &parameters, options)?;
     let lr = b.input(LR, TensorType::new(DType::F32, Shape::default()))?;
-    let gradients = grad(&mut b, loss, &parameters)?;
+    let scaling = options.loss_scale.map(|s| Scaling::new(&mut b, s));
+    let scaling = scaling.transpose()?;
+    let scaled = match &scaling {
+        Some(scaling) => scaling.scaled(&mut b, loss)?,
+        None => loss,
+    };
+    let gradients = grad(&mut b, scaled, &parameters)?;
     let mut grads = parameters
         .iter()
         .map(|&p| gradients.of(p))
         .collect::<Result<Vec<_>>>()?;
+    let finite = match &scaling {
+        Some(scaling) => Some(scaling.unscale(&mut b, &mut grads)?),
+        None => None,
+    };
     mask_gradients(&mut b, &parameters, &mut grads)?;
     clip(&mut b, &mut grads, options.clip)?;
+    let before = b.node_count();
     let mut counter = None;
     for (&param, &gradient) in parameters.iter().zip(&grads) {
         let dtype = b.type_of(param).dtype;
@@ -151,6 +167,10 @@ pub fn training_graph(
         let next = b.add_scalar(counter, 1.0)?;
         b.assign(counter, next)?;
     }
+    let updates = b.nodes_since(before);
+    if let (Some(scaling), Some(finite)) = (&scaling, finite) {
+        scaling.update(&mut b, finite)?;
+    }
     b.output("loss", loss)?;
     for (name, v) in outputs {
         let name = if name == "loss" {
@@ -160,7 +180,11 @@ pub fn training_graph(
         };
         b.output(&name, v)?;
     }
-    Ok(enforce_masks(b.finish()?)?.0)
+    let mut graph = b.finish()?;
+    if let Some(finite) = finite {
+        graph = guard(graph, &updates, finite)?;
+    }
+    Ok(enforce_masks(graph)?.0)
 }
 
 /// Adds the inputs of the targets and the objective's loss.

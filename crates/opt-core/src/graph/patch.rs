@@ -35,6 +35,7 @@ pub struct GraphPatch {
     builder: GraphBuilder,
     replaced: HashMap<ValueId, ValueId>,
     removed: Vec<NodeId>,
+    rewired: Vec<(NodeId, usize, ValueId)>,
     new_from: usize,
 }
 
@@ -46,6 +47,7 @@ impl GraphPatch {
             builder: GraphBuilder::extend(graph),
             replaced: HashMap::new(),
             removed: Vec::new(),
+            rewired: Vec::new(),
         }
     }
 
@@ -85,10 +87,28 @@ impl GraphPatch {
         self.removed.push(node);
     }
 
+    /// Lets one input of a node be another value: the node keeps its id, its name and its outputs,
+    /// whose types are inferred again. Where the new value is replaced, the node gets what
+    /// replaces it.
+    ///
+    /// # Errors
+    /// If there is no such node or input.
+    pub fn rewire(&mut self, node: NodeId, input: usize, value: ValueId) -> Result<()> {
+        let bad = |m: String| Err(Error::new(ErrorKind::InvalidGraph, m));
+        match self.graph().nodes.get(node.index()) {
+            Some(Some(n)) if input < n.inputs.len() => {}
+            Some(Some(n)) => return bad(format!("{} has no input {input}", n.describe())),
+            _ => return bad(format!("no node {node:?}")),
+        }
+        self.rewired.push((node, input, value));
+        Ok(())
+    }
+
     /// Whether the patch changes nothing yet.
     pub fn is_empty(&self) -> bool {
         self.replaced.is_empty()
             && self.removed.is_empty()
+            && self.rewired.is_empty()
             && self.builder.graph.nodes.len() == self.new_from
     }
 
@@ -101,9 +121,14 @@ impl GraphPatch {
             builder,
             replaced,
             removed,
+            rewired,
             new_from,
         } = self;
         let mut graph = builder.into_graph();
+        for (node, input, value) in rewired {
+            let node = graph.nodes[node.index()].as_mut();
+            node.expect("`rewire` has found it").inputs[input] = value;
+        }
         let resolve = |mut v: ValueId| -> Result<ValueId> {
             let mut steps = 0;
             while let Some(&n) = replaced.get(&v) {

@@ -9,6 +9,8 @@ use crate::{DType, Error, GraphBuilder, Result, Shape, Tensor, TensorType, Value
 /// (of q's dtype: added; boolean: false entries are left out), output `[.., L, V]`. Leading axes
 /// (batch, heads) are equal.
 ///
+/// The gradient by 16-bit floats is computed in `f32` and rounded at the end.
+///
 /// A query that sees no key (all left out, or all scores negative infinity) gives zeros, and
 /// gradients of zero, as in PyTorch.
 #[derive(Debug, Clone, PartialEq)]
@@ -152,12 +154,26 @@ impl OpRules for Attention {
 
     fn vjp(&self, cx: &mut Vjp<'_>) -> Result<InputGrads> {
         let g = cx.grad()?;
-        let (q, k, v, mask) = (cx.inputs[0], cx.inputs[1], cx.inputs[2], cx.inputs.get(3));
         let types: Vec<TensorType> = (0..cx.inputs.len()).map(|i| cx.input_type(i)).collect();
         let scores_shape = scores_shape(&types);
         let last = scores_shape.rank() - 1;
         let scale = self.scale_for(&types[0])?;
         let b = &mut *cx.b;
+        // The gradient by the scores is a small difference, which 16 bits lose.
+        let own = types[0].dtype;
+        let dtype = match own {
+            DType::F16 | DType::BF16 => DType::F32,
+            dtype => dtype,
+        };
+        let mut inputs = Vec::with_capacity(types.len());
+        for (&v, ty) in cx.inputs.iter().zip(&types) {
+            inputs.push(match ty.dtype.is_float() {
+                true => b.cast(v, dtype)?,
+                false => v,
+            });
+        }
+        let (q, k, v, mask) = (inputs[0], inputs[1], inputs[2], inputs.get(3));
+        let g = b.cast(g, dtype)?;
         let scaled = b.mul_scalar(q, scale)?;
         let mut scores = b.matmul_t(scaled, k, false, true)?;
         let mut visible = None;
@@ -187,7 +203,7 @@ impl OpRules for Attention {
         let p = match visible {
             None => b.softmax(scores, last)?,
             Some(visible) => {
-                let low = b.scalar_like(scores, lowest(types[0].dtype))?;
+                let low = b.scalar_like(scores, lowest(dtype))?;
                 let zero = b.scalar_like(scores, 0.0)?;
                 let scores = b.select(visible, scores, low)?;
                 let p = b.softmax(scores, last)?;
@@ -196,27 +212,34 @@ impl OpRules for Attention {
         };
         let mut grads = vec![None; cx.inputs.len()];
         if cx.wanted[2] {
-            grads[2] = Some(b.matmul_t(p, g, true, false)?);
+            let dv = b.matmul_t(p, g, true, false)?;
+            grads[2] = Some(b.cast(dv, own)?);
         }
         let wants_mask = cx.wanted.get(3).copied().unwrap_or(false);
         if !cx.wanted[0] && !cx.wanted[1] && !wants_mask {
             return Ok(grads);
         }
-        // The sum of p dp over the keys is that of g y over the width (Dao et al. 2022).
         let dp = b.matmul_t(g, v, false, true)?;
-        let weighted = b.mul(g, cx.outputs[0])?;
+        // The sum of p dp over the keys is that of g y over the width (Dao et al. 2022), but a y
+        // of 16 bits is rounded.
+        let weighted = match own == dtype {
+            true => b.mul(g, cx.outputs[0])?,
+            false => b.mul(p, dp)?,
+        };
         let mean = b.sum(weighted, &[last], true)?;
         let centred = b.sub(dp, mean)?;
         let ds = b.mul(p, centred)?;
         if cx.wanted[0] {
             let dq = b.matmul(ds, k)?;
-            grads[0] = Some(b.mul_scalar(dq, scale)?);
+            let dq = b.mul_scalar(dq, scale)?;
+            grads[0] = Some(b.cast(dq, own)?);
         }
         if cx.wanted[1] {
-            grads[1] = Some(b.matmul_t(ds, scaled, true, false)?);
+            let dk = b.matmul_t(ds, scaled, true, false)?;
+            grads[1] = Some(b.cast(dk, own)?);
         }
         if wants_mask {
-            grads[3] = Some(ds);
+            grads[3] = Some(b.cast(ds, own)?);
         }
         Ok(grads)
     }

@@ -13,6 +13,10 @@ use crate::{GraphBuilder, Result, ValueId};
 /// variance, `(1 - momentum) * running + momentum * batch` (PyTorch's momentum, unbiased
 /// variance); the batch mean; the batch's `1 / sqrt(var + epsilon)` (biased variance). Only y
 /// carries a gradient.
+///
+/// The parameters have x's dtype; beside an x of `f16` or `bf16` they may all be `f32` (PyTorch's
+/// mixed precision). y has x's dtype, the statistics and what is saved have the parameters', and
+/// so have the gradients by scale and bias. What is made from 16-bit floats is computed in `f32`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct BatchNorm {
     /// Added to the variance.
@@ -26,6 +30,10 @@ pub struct BatchNorm {
 /// Gradient of [`BatchNorm`] in training mode: inputs are x, scale, the saved batch mean and
 /// inverse standard deviation, and the gradient by y; outputs are the gradients by x, scale and
 /// bias. No gradient itself.
+///
+/// x and the gradient by y have one dtype, which the gradient by x has too; scale, mean and
+/// deviation have one, which the gradients by scale and bias have: the same, or `f32` beside an x
+/// of `f16` or `bf16`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BatchNormGrad;
 
@@ -71,7 +79,7 @@ impl GraphBuilder {
     /// Batch normalization in eval mode; the pass `TrainMode` switches it to training.
     ///
     /// # Errors
-    /// If a parameter's shape is not `[C]`.
+    /// If a parameter's shape is not `[C]`, or its dtype neither x's nor `f32` beside a 16-bit x.
     pub fn batch_norm(
         &mut self,
         x: ValueId,

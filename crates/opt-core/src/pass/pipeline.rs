@@ -5,8 +5,8 @@ use std::fmt;
 use std::sync::Arc;
 
 use super::{
-    CommonSubexpressions, Context, DeadCode, EvalMode, FoldBatchNorm, FoldConstants, Needs, Pass,
-    Preserves, Report, TrainMode,
+    CommonSubexpressions, Context, DeadCode, EvalMode, FoldBatchNorm, FoldConstants,
+    MixedPrecision, Needs, Pass, Preserves, Report, TrainMode,
 };
 use crate::graph::Applied;
 use crate::{Error, ErrorKind, Event, FactKind, Graph, Result, ResultExt};
@@ -279,6 +279,9 @@ impl Registry {
             .with("fold_batch_norm", plain::<FoldBatchNorm>)
             .with("train_mode", plain::<TrainMode>)
             .with("eval_mode", plain::<EvalMode>)
+            .with("mixed_precision", |text| {
+                Ok(Box::new(MixedPrecision::from_toml(text)?))
+            })
     }
 
     /// Adds a pass: its name, and how to make it from its parameters as TOML text.

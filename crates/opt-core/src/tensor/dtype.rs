@@ -145,6 +145,19 @@ pub trait Element: bytemuck::Pod + sealed::Sealed + Send + Sync + PartialEq + fm
     fn from_f64(value: f64) -> Self;
 }
 
+/// The `f32` from which a 16-bit float is rounded as from the `f64` itself: of the two neighbours
+/// of a number that `f32` has not, the one with an odd last bit (Boldo & Melquiond 2008). `half`
+/// rounds from the upper 32 bits of an `f64`, by which what lies just above a tie is taken for one.
+fn odd(y: f64) -> f32 {
+    let near = y as f32;
+    if f64::from(near) == y || y.is_nan() {
+        return near;
+    }
+    let bits = near.to_bits();
+    let toward_zero = bits - u32::from(f64::from(near).abs() > y.abs());
+    f32::from_bits(toward_zero | 1)
+}
+
 macro_rules! element {
     ($($t:ty, $d:ident, |$x:ident| $to:expr, |$y:ident| $from:expr;)*) => {$(
         impl sealed::Sealed for $t {}
@@ -159,10 +172,67 @@ macro_rules! element {
 element! {
     f32, F32, |x| f64::from(x), |y| y as f32;
     f64, F64, |x| x, |y| y;
-    f16, F16, |x| x.to_f64(), |y| f16::from_f64(y);
-    bf16, BF16, |x| x.to_f64(), |y| bf16::from_f64(y);
+    f16, F16, |x| x.to_f64(), |y| f16::from_f32(odd(y));
+    bf16, BF16, |x| x.to_f64(), |y| bf16::from_f32(odd(y));
     i64, I64, |x| x as f64, |y| y as i64;
     i32, I32, |x| f64::from(x), |y| y as i32;
     i8, I8, |x| f64::from(x), |y| y as i8;
     u8, U8, |x| f64::from(x), |y| y as u8;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sixteen_bits_are_rounded_to_the_nearest() {
+        // One bit of an f32, or of an f64, beside ties of both dtypes.
+        for tie in [1.0 + 1.0 / 256.0, 1.0 + 3.0 / 256.0, 1.0 + 1.0 / 2048.0] {
+            for sign in [1.0, -1.0] {
+                let single = tie as f32;
+                let bits = single.to_bits();
+                for beside in [bits - 1, bits, bits + 1].map(f32::from_bits) {
+                    let y = sign * f64::from(beside);
+                    assert_eq!(bf16::from_f64s(y), bf16::from_f32(y as f32), "{y}");
+                    assert_eq!(f16::from_f64s(y), f16::from_f32(y as f32), "{y}");
+                }
+                let up = f64::from_bits(f64::to_bits(tie) + 1);
+                let down = f64::from_bits(f64::to_bits(tie) - 1);
+                let above = f32::from_bits(bits + 1);
+                let below = f32::from_bits(bits - 1);
+                for (y, like) in [(up, above), (down, below)] {
+                    let like = sign as f32 * like;
+                    assert_eq!(bf16::from_f64s(sign * y), bf16::from_f32(like), "{y}");
+                    assert_eq!(f16::from_f64s(sign * y), f16::from_f32(like), "{y}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_ends_of_the_range_keep_their_sign() {
+        for y in [0.0, 1e-320, 1e-46, 1e-30, 7e4, 1e39, 1e300, f64::INFINITY] {
+            for y in [y, -y] {
+                assert_eq!(
+                    bf16::from_f64s(y).to_f64(),
+                    f64::from(bf16::from_f32(y as f32))
+                );
+                assert_eq!(
+                    f16::from_f64s(y).to_f64(),
+                    f64::from(f16::from_f32(y as f32))
+                );
+            }
+        }
+        assert!(bf16::from_f64s(f64::NAN).is_nan() && f16::from_f64s(f64::NAN).is_nan());
+    }
+
+    /// [`Element::from_f64`], which the types' own functions of the name hide.
+    trait FromF64: Element {
+        fn from_f64s(y: f64) -> Self {
+            <Self as Element>::from_f64(y)
+        }
+    }
+
+    impl FromF64 for f16 {}
+    impl FromF64 for bf16 {}
 }

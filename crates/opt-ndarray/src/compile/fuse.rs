@@ -60,7 +60,9 @@ fn epilogues(ir: &mut Ir) -> Result<()> {
     for at in 0..ir.steps.len() {
         let step = &ir.steps[at];
         let [out] = step.outputs[..] else { continue };
-        if ir.types[out].dtype != DType::F32 {
+        // What 16-bit floats go through is computed in `f32` then, and rounded once at the end.
+        let dtype = ir.types[out].dtype;
+        if !matches!(dtype, DType::F32 | DType::F16 | DType::BF16) {
             continue;
         }
         let Kind::Op(op) = &step.kind else { continue };
@@ -109,7 +111,7 @@ fn epilogues(ir: &mut Ir) -> Result<()> {
         let mut product = ir.steps[from].clone();
         if let Some(bias) = bias {
             let len = ir.types[bias].shape.len()?;
-            let flat = ir.add_value(TensorType::new(DType::F32, [len]));
+            let flat = ir.add_value(TensorType::new(dtype, [len]));
             ir.alias[flat] = ir.alias[bias];
             product.inputs.push(ir.same(flat));
         }

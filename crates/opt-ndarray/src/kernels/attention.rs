@@ -1,9 +1,9 @@
 //! Scaled dot-product attention, one query row at a time: no full score matrix.
 
 use opt_core::ops;
-use opt_core::{DType, Error, Result};
+use opt_core::{DType, Result};
 
-use super::{Arg, CompileCx, Kernel, Out, RunCx, parallel_chunks};
+use super::{Arg, CompileCx, Kernel, Out, RunCx, parallel_chunks, real};
 
 #[derive(Debug)]
 struct Attention {
@@ -23,12 +23,7 @@ pub(crate) fn compile_attention(
     op: &ops::Attention,
     cx: &CompileCx<'_>,
 ) -> Result<Box<dyn Kernel>> {
-    let dtype = cx.inputs[0].dtype;
-    if !matches!(dtype, DType::F32 | DType::F64) {
-        return Err(Error::unsupported(format!(
-            "attention of {dtype}; cast to f32 first"
-        )));
-    }
+    real(&cx.inputs[0], "Attention")?;
     let (q, k) = (cx.inputs[0].shape.fixed()?, cx.inputs[1].shape.fixed()?);
     let out = cx.outputs[0].shape.fixed()?;
     let rank = q.len();

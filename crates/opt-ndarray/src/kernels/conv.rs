@@ -9,13 +9,13 @@ mod direct;
 mod real;
 
 use opt_core::ops::{self, UnaryOp, Window};
-use opt_core::{DType, Error, Result, TensorType};
+use opt_core::{DType, Result, TensorType};
 
 pub(crate) use self::columns::Geometry;
 use self::real::{Packed, Real};
 use super::gemm::Mat;
 use super::{
-    Arg, CompileCx, Kernel, Out, RunCx, SharedMut, elementwise, parallel, parallel_chunks,
+    Arg, CompileCx, Kernel, Out, RunCx, SharedMut, elementwise, parallel, parallel_chunks, real,
 };
 
 /// Elements of a block of columns: what stays in the second-level cache beside the weight.
@@ -72,16 +72,6 @@ impl Sizes {
         let rows = (BLOCK / (self.rows() * row).max(1)).max(1);
         (rows * row).min(self.geometry.output_len().max(1))
     }
-}
-
-fn real(ty: &TensorType, what: &str) -> Result<()> {
-    if matches!(ty.dtype, DType::F32 | DType::F64) {
-        return Ok(());
-    }
-    Err(Error::unsupported(format!(
-        "{what} of {}; cast to f32 first",
-        ty.dtype
-    )))
 }
 
 #[derive(Debug)]

@@ -5,6 +5,7 @@ use opt_core::{DType, Element, Error, Result};
 use smallvec::SmallVec;
 
 use super::lanes::Lane;
+use super::wide::{narrow, widen};
 use super::{Arg, Kernel, Out, RunCx};
 
 /// How an input lies in memory against the flat index of the output.
@@ -139,8 +140,19 @@ impl Kernel for Cast {
         "cast".into()
     }
 
-    fn run(&self, args: &[Arg<'_>], outs: &mut [Out<'_>], _: &mut RunCx<'_>) -> Result<()> {
+    fn run(&self, args: &[Arg<'_>], outs: &mut [Out<'_>], cx: &mut RunCx<'_>) -> Result<()> {
         let (from, to) = (&args[0], &mut outs[0]);
+        match (from.dtype, to.dtype) {
+            (DType::F16 | DType::BF16, DType::F32) => {
+                widen(from, to.typed(), cx.threads);
+                return Ok(());
+            }
+            (DType::F32, DType::F16 | DType::BF16) => {
+                narrow(from.typed(), to, cx.threads);
+                return Ok(());
+            }
+            _ => {}
+        }
         match from.dtype {
             DType::F32 => cast_from::<f32>(from, to),
             DType::F64 => cast_from::<f64>(from, to),

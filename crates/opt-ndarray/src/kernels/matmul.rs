@@ -1,6 +1,5 @@
 //! Matrix products, batched and broadcast, with a bias and functions applied to the result.
 
-use half::{bf16, f16};
 use opt_core::ops::{self, UnaryOp};
 use opt_core::tensor::Dims;
 use opt_core::{DType, Element, Error, Result};
@@ -58,8 +57,6 @@ pub(crate) fn compile(op: &ops::MatMul, cx: &CompileCx<'_>) -> Result<Box<dyn Ke
         b_offsets: offsets(&b_batch, k * n),
         packed,
         epilogue: cx.epilogue.to_vec(),
-        half: matches!(cx.inputs[0].dtype, DType::F16 | DType::BF16)
-            .then(|| a.iter().product::<usize>() + b.iter().product::<usize>() + m * n * batches),
     }))
 }
 
@@ -76,9 +73,6 @@ struct MatMul {
     b_offsets: Vec<usize>,
     packed: Option<PackedRhs>,
     epilogue: Vec<UnaryOp>,
-    /// For 16-bit floats the number of elements of the operands and the result, which are
-    /// converted.
-    half: Option<usize>,
 }
 
 impl MatMul {
@@ -137,29 +131,6 @@ impl MatMul {
         }
     }
 
-    fn via_f32<T: Element>(
-        &self,
-        args: &[Arg<'_>],
-        out: &mut [T],
-        cx: &mut RunCx<'_>,
-        to: fn(T) -> f32,
-        from: fn(f32) -> T,
-    ) {
-        let scratch: &mut [f32] = bytemuck::cast_slice_mut(&mut *cx.scratch);
-        let (a, rest) = scratch.split_at_mut(args[0].typed::<T>().len());
-        let (b, rest) = rest.split_at_mut(args[1].typed::<T>().len());
-        for (wide, arg) in [(&mut *a, &args[0]), (&mut *b, &args[1])] {
-            for (wide, &x) in wide.iter_mut().zip(arg.typed::<T>()) {
-                *wide = to(x);
-            }
-        }
-        let wide = &mut rest[..out.len()];
-        self.f32(a, b, None, wide, cx.threads);
-        for (out, &x) in out.iter_mut().zip(&*wide) {
-            *out = from(x);
-        }
-    }
-
     fn integers<A: Element + Into<i32>, B: Element + Into<i32>>(
         &self,
         args: &[Arg<'_>],
@@ -188,10 +159,6 @@ impl Kernel for MatMul {
         elementwise::with_epilogue("matmul", &self.epilogue)
     }
 
-    fn scratch(&self) -> usize {
-        self.half.unwrap_or(0) * size_of::<f32>()
-    }
-
     fn run(&self, args: &[Arg<'_>], outs: &mut [Out<'_>], cx: &mut RunCx<'_>) -> Result<()> {
         let out = &mut outs[0];
         match (args[0].dtype, args[1].dtype) {
@@ -206,8 +173,6 @@ impl Kernel for MatMul {
                 );
             }
             (DType::F64, _) => self.f64(args[0].typed(), args[1].typed(), out.typed()),
-            (DType::F16, _) => self.via_f32(args, out.typed(), cx, f16::to_f32, f16::from_f32),
-            (DType::BF16, _) => self.via_f32(args, out.typed(), cx, bf16::to_f32, bf16::from_f32),
             (DType::I8, DType::I8) => self.integers::<i8, i8>(args, out.typed(), cx.threads),
             (DType::I8, DType::U8) => self.integers::<i8, u8>(args, out.typed(), cx.threads),
             (DType::U8, DType::I8) => self.integers::<u8, i8>(args, out.typed(), cx.threads),

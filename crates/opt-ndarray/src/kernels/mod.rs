@@ -26,6 +26,7 @@ mod shape;
 mod softmax;
 mod state;
 mod tile;
+mod wide;
 
 pub(crate) use state::Copy;
 
@@ -103,14 +104,29 @@ pub(crate) struct CompileCx<'a> {
     /// The content of inputs that are constant, to prepack or check.
     pub(crate) constants: &'a [Option<Tensor>],
     /// Element-wise functions to apply to the output, in order, in the same pass over memory;
-    /// only for `conv` and `matmul` on `f32`, which take a bias as their third input too.
+    /// only for `conv` and `matmul` on `f32` (and on 16-bit floats, which run on the kernels of
+    /// `f32`), which take a bias as their third input too.
     pub(crate) epilogue: &'a [UnaryOp],
     /// How many threads will run the kernel.
     pub(crate) threads: usize,
 }
 
+/// Fails unless a dtype is `f32` or `f64`, naming the op.
+pub(crate) fn real(ty: &TensorType, what: &str) -> Result<()> {
+    if matches!(ty.dtype, DType::F32 | DType::F64) {
+        return Ok(());
+    }
+    Err(Error::unsupported(format!(
+        "{what} of {}; cast to f32 first",
+        ty.dtype
+    )))
+}
+
 /// Compiles an op that is not an alias of its input.
 pub(crate) fn compile(op: &Op, cx: &CompileCx<'_>) -> Result<Box<dyn Kernel>> {
+    if wide::widens(op, cx) {
+        return wide::compile_widened(op, cx);
+    }
     match op {
         Op::Unary(_) | Op::Binary(_) | Op::Where(_) | Op::Cast(_) => elementwise::compile(op, cx),
         Op::MatMul(op) => matmul::compile(op, cx),

@@ -1,10 +1,12 @@
 //! Batch, layer, group, instance and root-mean-square normalization.
 
 use bytemuck::Pod;
+use half::{bf16, f16};
 use opt_core::ops;
 use opt_core::{DType, Element, Error, Result, TensorType};
 
-use super::{Arg, CompileCx, Kernel, Out, RunCx, SharedMut, parallel, parallel_chunks};
+use super::wide::{Wide, is_half};
+use super::{Arg, CompileCx, Kernel, Out, RunCx, SharedMut, parallel, parallel_chunks, real};
 
 /// What the normalizations need of an element type.
 trait Real:
@@ -21,7 +23,7 @@ trait Real:
     fn inverse(self) -> Self;
 }
 
-macro_rules! real {
+macro_rules! reals {
     ($($t:ty),*) => {$(
         impl Real for $t {
             const ZERO: $t = 0.0;
@@ -37,17 +39,7 @@ macro_rules! real {
         }
     )*};
 }
-real!(f32, f64);
-
-fn float(ty: &TensorType, what: &str) -> Result<()> {
-    if matches!(ty.dtype, DType::F32 | DType::F64) {
-        return Ok(());
-    }
-    Err(Error::unsupported(format!(
-        "{what} of {}; cast to f32 first",
-        ty.dtype
-    )))
-}
+reals!(f32, f64);
 
 /// The sum of a function over entries in sixteen running sums: as accurate as pairwise for the
 /// sizes at hand, and the compiler keeps them in registers.
@@ -115,6 +107,26 @@ impl Channels {
     }
 }
 
+/// Calls a generic function for the dtypes of x and the parameters.
+macro_rules! by_dtypes {
+    ($what:expr, $x:expr, $p:expr, $self:ident.$f:ident($($arg:expr),*)) => {
+        match ($x, $p) {
+            (DType::F32, DType::F32) => $self.$f::<f32, f32, f32>($($arg),*),
+            (DType::F64, DType::F64) => $self.$f::<f64, f64, f64>($($arg),*),
+            (DType::F16, DType::F16) => $self.$f::<f32, f16, f16>($($arg),*),
+            (DType::F16, DType::F32) => $self.$f::<f32, f16, f32>($($arg),*),
+            (DType::BF16, DType::BF16) => $self.$f::<f32, bf16, bf16>($($arg),*),
+            (DType::BF16, DType::F32) => $self.$f::<f32, bf16, f32>($($arg),*),
+            (x, p) => {
+                return Err(Error::unsupported(format!(
+                    "{} of {x} with parameters of {p}",
+                    $what
+                )));
+            }
+        }
+    };
+}
+
 #[derive(Debug)]
 struct BatchNorm {
     op: ops::BatchNorm,
@@ -122,44 +134,63 @@ struct BatchNorm {
 }
 
 impl BatchNorm {
-    fn eval<T: Real>(&self, args: &[Arg<'_>], out: &mut [T], threads: usize) {
-        let [x, scale, bias, mean, var] = [0, 1, 2, 3, 4].map(|i| args[i].typed::<T>());
+    fn eval<T: Real, X: Wide<Real = T>, P: Wide<Real = T>>(
+        &self,
+        args: &[Arg<'_>],
+        outs: &mut [Out<'_>],
+        threads: usize,
+    ) {
+        let x = args[0].typed::<X>();
+        let [scale, bias, mean, var] = [1, 2, 3, 4].map(|i| args[i].typed::<P>());
         let Channels { c, inner, .. } = self.channels;
         parallel_chunks(
             self.channels.threads(threads),
-            out,
+            outs[0].typed::<X>(),
             (c * inner).max(1),
             |n, out| {
                 for (i, y) in out.chunks_mut(inner.max(1)).enumerate() {
-                    let a = scale[i] * (var[i] + T::of(self.op.epsilon)).root().inverse();
-                    let b = bias[i] - mean[i] * a;
-                    for (y, &x) in y.iter_mut().zip(&x[self.channels.run(n, i)]) {
-                        *y = x * a + b;
-                    }
+                    let var = var[i].one() + T::of(self.op.epsilon);
+                    let a = scale[i].one() * var.root().inverse();
+                    let b = bias[i].one() - mean[i].one() * a;
+                    affine(&x[self.channels.run(n, i)], y, |x| x * a + b);
                 }
             },
         );
     }
 
-    fn train<T: Real>(&self, args: &[Arg<'_>], outs: &mut [Out<'_>], threads: usize) {
-        let [x, scale, bias, mean, var] = [0, 1, 2, 3, 4].map(|i| args[i].typed::<T>());
+    fn train<T: Real, X: Wide<Real = T>, P: Wide<Real = T>>(
+        &self,
+        args: &[Arg<'_>],
+        outs: &mut [Out<'_>],
+        threads: usize,
+    ) {
+        let x = args[0].typed::<X>();
+        let [scale, bias, mean, var] = [1, 2, 3, 4].map(|i| args[i].typed::<P>());
         let Channels { n, c, inner } = self.channels;
         let count = n * inner;
-        let mut outs = outs.iter_mut();
-        let mut next = || SharedMut::new(outs.next().expect("five outputs").typed::<T>());
-        let (y, new_mean, new_var, batch_mean, batch_inv) =
-            (next(), next(), next(), next(), next());
+        let (y, statistics) = outs.split_first_mut().expect("five outputs");
+        let y = SharedMut::new(y.typed::<X>());
+        let mut statistics = statistics.iter_mut();
+        let mut next = || SharedMut::new(statistics.next().expect("five outputs").typed::<P>());
+        let (new_mean, new_var, batch_mean, batch_inv) = (next(), next(), next(), next());
         let momentum = T::of(self.op.momentum);
         let keep = T::of(1.0 - self.op.momentum);
         let unbiased = T::of(count as f64 / (count.max(2) - 1) as f64);
         parallel(self.channels.threads(threads), c, |i| {
             let over = T::of(1.0 / count as f64);
             let run = |k: usize| &x[self.channels.run(k, i)];
-            let m = (0..n).fold(T::ZERO, |s, k| s + sum_of(run(k), |v| v)) * over;
-            let square = |v: T| (v - m) * (v - m);
-            let v = (0..n).fold(T::ZERO, |s, k| s + sum_of(run(k), square)) * over;
+            let total = |f: &dyn Fn(&[T]) -> T| {
+                let mut sum = T::ZERO;
+                for k in 0..n {
+                    X::read(run(k), |x| sum += f(x));
+                }
+                sum
+            };
+            let m = total(&|x| sum_of(x, |v| v)) * over;
+            let v = total(&|x| sum_of(x, |v| (v - m) * (v - m))) * over;
             let inv = (v + T::of(self.op.epsilon)).root().inverse();
-            let (a, b) = (scale[i] * inv, bias[i] - m * scale[i] * inv);
+            let scale = scale[i].one();
+            let (a, b) = (scale * inv, bias[i].one() - m * scale * inv);
             #[expect(
                 unsafe_code,
                 reason = "each channel has its own entries of the outputs"
@@ -167,17 +198,27 @@ impl BatchNorm {
             // SAFETY: task i is the only one to touch channel i of any output.
             unsafe {
                 for k in 0..n {
-                    for (y, &x) in y.part(self.channels.run(k, i)).iter_mut().zip(run(k)) {
-                        *y = x * a + b;
-                    }
+                    affine(run(k), y.part(self.channels.run(k, i)), |x| x * a + b);
                 }
-                new_mean.part(i..i + 1)[0] = keep * mean[i] + momentum * m;
-                new_var.part(i..i + 1)[0] = keep * var[i] + momentum * v * unbiased;
-                batch_mean.part(i..i + 1)[0] = m;
-                batch_inv.part(i..i + 1)[0] = inv;
+                let next = |old: P, new: T| P::round(keep * old.one() + momentum * new);
+                new_mean.part(i..i + 1)[0] = next(mean[i], m);
+                new_var.part(i..i + 1)[0] = next(var[i], v * unbiased);
+                batch_mean.part(i..i + 1)[0] = P::round(m);
+                batch_inv.part(i..i + 1)[0] = P::round(inv);
             }
         });
     }
+}
+
+/// `y = f(x)`, entry by entry.
+fn affine<T: Real, X: Wide<Real = T>>(x: &[X], y: &mut [X], f: impl Fn(T) -> T) {
+    X::write(y, |at, y| {
+        X::read(&x[at..][..y.len()], |x| {
+            for (y, &x) in y.iter_mut().zip(x) {
+                *y = f(x);
+            }
+        });
+    });
 }
 
 impl Kernel for BatchNorm {
@@ -186,14 +227,22 @@ impl Kernel for BatchNorm {
     }
 
     fn run(&self, args: &[Arg<'_>], outs: &mut [Out<'_>], cx: &mut RunCx<'_>) -> Result<()> {
-        match (args[0].dtype, self.op.training) {
-            (DType::F64, false) => self.eval::<f64>(args, outs[0].typed(), cx.threads),
-            (_, false) => self.eval::<f32>(args, outs[0].typed(), cx.threads),
-            (DType::F64, true) => self.train::<f64>(args, outs, cx.threads),
-            (_, true) => self.train::<f32>(args, outs, cx.threads),
+        let (x, p) = (args[0].dtype, args[1].dtype);
+        if self.op.training {
+            by_dtypes!("BatchNorm", x, p, self.train(args, outs, cx.threads));
+        } else {
+            by_dtypes!("BatchNorm", x, p, self.eval(args, outs, cx.threads));
         }
         Ok(())
     }
+}
+
+/// Fails unless x is `f32`, `f64` or of 16 bits.
+fn real_or_half(ty: &TensorType) -> Result<()> {
+    if is_half(ty.dtype) {
+        return Ok(());
+    }
+    real(ty, "BatchNorm")
 }
 
 /// Batch normalization in either mode.
@@ -201,7 +250,7 @@ pub(crate) fn compile_batch_norm(
     op: &ops::BatchNorm,
     cx: &CompileCx<'_>,
 ) -> Result<Box<dyn Kernel>> {
-    float(&cx.inputs[0], "batch normalization")?;
+    real_or_half(&cx.inputs[0])?;
     Ok(Box::new(BatchNorm {
         op: op.clone(),
         channels: Channels::new(&cx.inputs[0])?,
@@ -212,24 +261,34 @@ pub(crate) fn compile_batch_norm(
 struct BatchNormGrad(Channels);
 
 impl BatchNormGrad {
-    fn run_as<T: Real>(&self, args: &[Arg<'_>], outs: &mut [Out<'_>], threads: usize) {
-        let [x, scale, mean, inv, g] = [0, 1, 2, 3, 4].map(|i| args[i].typed::<T>());
+    fn run_as<T: Real, X: Wide<Real = T>, P: Wide<Real = T>>(
+        &self,
+        args: &[Arg<'_>],
+        outs: &mut [Out<'_>],
+        threads: usize,
+    ) {
+        let [x, g] = [0, 4].map(|i| args[i].typed::<X>());
+        let [scale, mean, inv] = [1, 2, 3].map(|i| args[i].typed::<P>());
         let channels = self.0;
         let Channels { n, c, inner } = channels;
-        let mut outs = outs.iter_mut();
-        let mut next = || SharedMut::new(outs.next().expect("three outputs").typed::<T>());
-        let (dx, dscale, dbias) = (next(), next(), next());
+        let (dx, others) = outs.split_first_mut().expect("three outputs");
+        let dx = SharedMut::new(dx.typed::<X>());
+        let mut others = others.iter_mut();
+        let mut next = || SharedMut::new(others.next().expect("three outputs").typed::<P>());
+        let (dscale, dbias) = (next(), next());
         let over = T::of(1.0 / (n * inner) as f64);
         parallel(channels.threads(threads), c, |i| {
-            let (m, r) = (mean[i], inv[i]);
+            let (m, r) = (mean[i].one(), inv[i].one());
             let (mut sum, mut dot) = (T::ZERO, T::ZERO);
             for k in 0..n {
                 let run = channels.run(k, i);
-                sum += sum_of(&g[run.clone()], |v| v);
-                dot += sum_of_two(&g[run.clone()], &x[run], |g, x| g * (x - m));
+                X::pairs(&g[run.clone()], &x[run], |g, x| {
+                    sum += sum_of(g, |v| v);
+                    dot += sum_of_two(g, x, |g, x| g * (x - m));
+                });
             }
             // dx = scale * inv * (g - mean(g) - (x - m) * inv^2 * mean(g (x - m)))
-            let a = scale[i] * r;
+            let a = scale[i].one() * r;
             let slope = a * r * r * dot * over;
             let shift = m * slope - a * sum * over;
             #[expect(
@@ -241,12 +300,16 @@ impl BatchNormGrad {
                 for k in 0..n {
                     let run = channels.run(k, i);
                     let (g, x) = (&g[run.clone()], &x[run.clone()]);
-                    for ((d, &g), &x) in dx.part(run).iter_mut().zip(g).zip(x) {
-                        *d = a * g - slope * x + shift;
-                    }
+                    X::write(dx.part(run), |at, d| {
+                        X::pairs(&g[at..][..d.len()], &x[at..][..d.len()], |g, x| {
+                            for ((d, &g), &x) in d.iter_mut().zip(g).zip(x) {
+                                *d = a * g - slope * x + shift;
+                            }
+                        });
+                    });
                 }
-                dscale.part(i..i + 1)[0] = dot * r;
-                dbias.part(i..i + 1)[0] = sum;
+                dscale.part(i..i + 1)[0] = P::round(dot * r);
+                dbias.part(i..i + 1)[0] = P::round(sum);
             }
         });
     }
@@ -258,17 +321,15 @@ impl Kernel for BatchNormGrad {
     }
 
     fn run(&self, args: &[Arg<'_>], outs: &mut [Out<'_>], cx: &mut RunCx<'_>) -> Result<()> {
-        match args[0].dtype {
-            DType::F64 => self.run_as::<f64>(args, outs, cx.threads),
-            _ => self.run_as::<f32>(args, outs, cx.threads),
-        }
+        let (x, p) = (args[0].dtype, args[1].dtype);
+        by_dtypes!("BatchNormGrad", x, p, self.run_as(args, outs, cx.threads));
         Ok(())
     }
 }
 
 /// Gradient of batch normalization in training mode.
 pub(crate) fn compile_batch_norm_grad(cx: &CompileCx<'_>) -> Result<Box<dyn Kernel>> {
-    float(&cx.inputs[0], "batch normalization")?;
+    real_or_half(&cx.inputs[0])?;
     Ok(Box::new(BatchNormGrad(Channels::new(&cx.inputs[0])?)))
 }
 
@@ -337,7 +398,7 @@ fn tail(
     centre: bool,
     cx: &CompileCx<'_>,
 ) -> Result<Box<dyn Kernel>> {
-    float(&cx.inputs[0], name)?;
+    real(&cx.inputs[0], name)?;
     let row = cx.inputs[0].shape.fixed()?[axis..].iter().product();
     Ok(Box::new(RowNorm {
         name,
@@ -369,7 +430,7 @@ fn grouped(
     epsilon: f64,
     cx: &CompileCx<'_>,
 ) -> Result<Box<dyn Kernel>> {
-    float(&cx.inputs[0], name)?;
+    real(&cx.inputs[0], name)?;
     let Channels { c, inner, .. } = Channels::new(&cx.inputs[0])?;
     Ok(Box::new(RowNorm {
         name,

@@ -5,7 +5,7 @@ use opt_core::ops;
 use opt_core::{DType, Element, Error, Result, TensorType};
 
 use super::conv::Geometry;
-use super::{Arg, CompileCx, Kernel, Out, RunCx, parallel_chunks};
+use super::{Arg, CompileCx, Kernel, Out, RunCx, parallel_chunks, real};
 
 /// Elements from which a second thread is worth its start.
 const PARALLEL: usize = 1 << 15;
@@ -77,6 +77,14 @@ macro_rules! by_number {
         match $dtype {
             DType::F64 => {
                 type $t = f64;
+                $body
+            }
+            DType::F16 => {
+                type $t = half::f16;
+                $body
+            }
+            DType::BF16 => {
+                type $t = half::bf16;
                 $body
             }
             DType::I8 => {
@@ -243,7 +251,7 @@ pub(crate) fn compile_max_pool(op: &ops::MaxPool, cx: &CompileCx<'_>) -> Result<
     let dtype = cx.inputs[0].dtype;
     if !matches!(
         dtype,
-        DType::F32 | DType::F64 | DType::I8 | DType::U8 | DType::I32
+        DType::F32 | DType::F64 | DType::F16 | DType::BF16 | DType::I8 | DType::U8 | DType::I32
     ) {
         return Err(Error::unsupported(format!("max pooling of {dtype}")));
     }
@@ -271,22 +279,12 @@ impl Kernel for MaxPoolGrad {
     }
 }
 
-fn float(ty: &TensorType, what: &str) -> Result<()> {
-    if matches!(ty.dtype, DType::F32 | DType::F64) {
-        return Ok(());
-    }
-    Err(Error::unsupported(format!(
-        "{what} of {}; cast to f32 first",
-        ty.dtype
-    )))
-}
-
 /// Gradient of max pooling.
 pub(crate) fn compile_max_pool_grad(
     op: &ops::MaxPoolGrad,
     cx: &CompileCx<'_>,
 ) -> Result<Box<dyn Kernel>> {
-    float(&cx.inputs[0], "gradient of max pooling")?;
+    real(&cx.inputs[0], "gradient of max pooling")?;
     Ok(Box::new(MaxPoolGrad(MaxPool::new(
         &cx.inputs[0],
         &cx.inputs[1],
@@ -387,7 +385,7 @@ impl Kernel for AvgPool {
 
 /// Average pooling.
 pub(crate) fn compile_avg_pool(op: &ops::AvgPool, cx: &CompileCx<'_>) -> Result<Box<dyn Kernel>> {
-    float(&cx.inputs[0], "average pooling")?;
+    real(&cx.inputs[0], "average pooling")?;
     let pool = AvgPool::new(&cx.inputs[0], &cx.outputs[0], op, false)?;
     Ok(Box::new(pool))
 }
@@ -397,7 +395,7 @@ pub(crate) fn compile_avg_pool_grad(
     op: &ops::AvgPoolGrad,
     cx: &CompileCx<'_>,
 ) -> Result<Box<dyn Kernel>> {
-    float(&cx.inputs[0], "gradient of average pooling")?;
+    real(&cx.inputs[0], "gradient of average pooling")?;
     let pool = AvgPool::new(&cx.outputs[0], &cx.inputs[0], &op.pool, true)?;
     Ok(Box::new(pool))
 }

@@ -3,7 +3,7 @@
 use opt_core::ops;
 use opt_core::{DType, Error, Result, TensorType};
 
-use super::{Arg, CompileCx, Kernel, Out, RunCx, parallel_chunks};
+use super::{Arg, CompileCx, Kernel, Out, RunCx, parallel_chunks, real};
 
 /// Which scale an entry has: entry `i` has number
 /// `i / outer_step * rows + i / inner % size / block * inner + i % inner`, simplified to the
@@ -274,10 +274,7 @@ pub(crate) fn compile_fake_quantize(
     op: &ops::FakeQuantize,
     cx: &CompileCx<'_>,
 ) -> Result<Box<dyn Kernel>> {
-    let dtype = cx.inputs[0].dtype;
-    if !matches!(dtype, DType::F32 | DType::F64) {
-        return Err(Error::unsupported(format!("fake quantization of {dtype}")));
-    }
+    real(&cx.inputs[0], "FakeQuantize")?;
     Ok(Box::new(FakeQuantize {
         grid: Grid::new(&cx.inputs[0], op.axis, None)?,
         low: op.low,

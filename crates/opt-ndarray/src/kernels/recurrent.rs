@@ -7,7 +7,7 @@ use bytemuck::Pod;
 use opt_core::ops::{self, Direction};
 use opt_core::{DType, Element, Error, Result, TensorType};
 
-use super::{Arg, CompileCx, Kernel, Out, RunCx};
+use super::{Arg, CompileCx, Kernel, Out, RunCx, real};
 
 /// What recurrences need of an element type.
 trait Real: Element + Pod + num::Ops {
@@ -483,18 +483,8 @@ impl<C: Cell> Kernel for RecurrentGrad<C> {
     }
 }
 
-fn float(ty: &TensorType) -> Result<()> {
-    if matches!(ty.dtype, DType::F32 | DType::F64) {
-        return Ok(());
-    }
-    Err(Error::unsupported(format!(
-        "recurrent ops of {}; cast to f32 first",
-        ty.dtype
-    )))
-}
-
 fn lstm(op: &ops::Lstm, cx: &CompileCx<'_>) -> Result<Recurrent<LstmCell>> {
-    float(&cx.inputs[0])?;
+    real(&cx.inputs[0], "Lstm")?;
     Ok(Recurrent {
         sizes: Sizes::new(&cx.inputs[0], op.hidden, op.direction, 4)?,
         cell: LstmCell,
@@ -504,7 +494,7 @@ fn lstm(op: &ops::Lstm, cx: &CompileCx<'_>) -> Result<Recurrent<LstmCell>> {
 }
 
 fn gru(op: &ops::Gru, cx: &CompileCx<'_>) -> Result<Recurrent<GruCell>> {
-    float(&cx.inputs[0])?;
+    real(&cx.inputs[0], "Gru")?;
     if !op.linear_before_reset {
         return Err(Error::unsupported(
             "a GRU whose reset gate applies before the recurrent product \

@@ -2,7 +2,7 @@
 
 use half::{bf16, f16};
 use opt_core::ops::{self, ReduceOp};
-use opt_core::{DType, Error, Result};
+use opt_core::{DType, Element, Error, Result};
 use smallvec::SmallVec;
 
 use super::lanes::by_isa;
@@ -438,11 +438,11 @@ impl Kernel for Reduce {
             }
             DType::F16 => {
                 let (x, out) = (x.typed(), out.typed());
-                self.float(x, out, f16::to_f64, f16::from_f64, None, threads);
+                self.float(x, out, f16::to_f64, Element::from_f64, None, threads);
             }
             DType::BF16 => {
                 let (x, out) = (x.typed(), out.typed());
-                self.float(x, out, bf16::to_f64, bf16::from_f64, None, threads);
+                self.float(x, out, bf16::to_f64, Element::from_f64, None, threads);
             }
             DType::I64 => {
                 let limits = (i64::MIN, i64::MAX);

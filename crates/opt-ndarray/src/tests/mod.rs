@@ -1,6 +1,7 @@
 //! Whole graphs: variables, assignments, errors, fusion, threads.
 
 mod fusion;
+mod half;
 mod kernels;
 
 use opt_core::{Backend, CompileSpec, DType, ErrorKind, GraphBuilder, Tensor, TensorType};

@@ -128,15 +128,22 @@ pub(super) fn write(cx: &mut Cx<'_>, id: NodeId, node: &Node) -> Result<()> {
             attributes.push(int("count_include_pad", op.count_include_pad.into()));
             plain(cx, node, "AveragePool", attributes)
         }
-        Op::BatchNorm(op) if !op.training => plain(
-            cx,
-            node,
-            "BatchNormalization",
-            vec![
-                float("epsilon", op.epsilon),
-                float("momentum", 1.0 - op.momentum),
-            ],
-        ),
+        Op::BatchNorm(op) if !op.training => {
+            let dtype = |i: usize| cx.graph.type_of(node.inputs()[i]).dtype;
+            if cx.opset < 15 && dtype(0) != dtype(1) {
+                let what = "batch normalization with parameters of another dtype than its input";
+                return Err(older(what, cx.opset));
+            }
+            plain(
+                cx,
+                node,
+                "BatchNormalization",
+                vec![
+                    float("epsilon", op.epsilon),
+                    float("momentum", 1.0 - op.momentum),
+                ],
+            )
+        }
         Op::InstanceNorm(op) => plain(
             cx,
             node,

@@ -51,6 +51,29 @@ fn models_come_back_as_they_were() {
 }
 
 #[test]
+fn mixed_precision_comes_back_as_it_was() {
+    use opt_core::nn::zoo;
+    use opt_core::pass::MixedPrecision;
+    for pass in [MixedPrecision::bf16(), MixedPrecision::f16()] {
+        let graph = zoo::resnet20([3, 8, 8], 10, 0).unwrap();
+        let (graph, _) = pass.convert(graph).unwrap();
+        let bytes = Exporter::new().opset(21).to_bytes(&graph).unwrap();
+        let again = Importer::new().read(bytes).unwrap();
+        let ops = |g: &Graph| -> Vec<_> {
+            let node = |n: &opt_core::Node| {
+                let types = n.inputs().iter().chain(n.outputs());
+                let dtypes: Vec<_> = types.map(|&v| g.type_of(v).dtype).collect();
+                (n.op().name().to_string(), dtypes)
+            };
+            g.nodes().map(|(_, n)| node(n)).collect()
+        };
+        assert_eq!(ops(&again), ops(&graph));
+        let error = Exporter::new().opset(13).to_bytes(&graph).unwrap_err();
+        assert!(error.to_string().contains("batch normalization"), "{error}");
+    }
+}
+
+#[test]
 fn names_documentation_and_properties_are_kept() {
     let mut relu = node("Relu", &["x"], &["y"]);
     relu.name = Some("activation".into());

@@ -23,6 +23,19 @@ pub fn cases() -> Vec<Case> {
     list.iter().flat_map(both).collect()
 }
 
+/// The ops of the golden file with their names and inputs, in `f64`.
+pub(crate) fn listed() -> Vec<(String, Op, Vec<Tensor>)> {
+    let file: Value = serde_json::from_str(GOLDEN).expect("the golden file is JSON");
+    let one = |golden: &Value| {
+        let name = golden["op"].as_str().expect("a name").to_string();
+        let inputs = golden["inputs"].as_array().expect("inputs").iter();
+        let inputs: Vec<Tensor> = inputs.map(|t| tensor(t, DType::F64)).collect();
+        let op = op(&name, inputs[0].rank());
+        (name, op, inputs)
+    };
+    file.as_array().expect("a list").iter().map(one).collect()
+}
+
 fn case(golden: &Value, dtype: DType, tolerance: f64) -> Case {
     let name = golden["op"].as_str().expect("a name");
     let all = |field: &str| -> Vec<Tensor> {

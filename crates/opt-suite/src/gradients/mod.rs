@@ -5,6 +5,7 @@ pub mod attention;
 pub mod conv;
 pub mod elementwise;
 pub mod golden;
+pub mod half;
 pub mod loss;
 pub mod matmul;
 pub mod quant;
@@ -25,6 +26,7 @@ pub fn cases() -> Vec<Case> {
         conv::cases(),
         elementwise::cases(),
         golden::cases(),
+        half::cases(),
         loss::cases(),
         matmul::cases(),
         quant::cases(),

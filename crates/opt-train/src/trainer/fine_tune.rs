@@ -48,10 +48,15 @@ impl Pass for FineTune {
     }
 
     fn config(&self) -> String {
-        format!(
+        let mut text = format!(
             "epochs = {}\nbatch_size = {}\nseed = {}\n",
             self.0.epochs, self.0.batch_size, self.0.seed
-        )
+        );
+        if let Some(pass) = &self.0.mixed_precision {
+            let table = pass.config().trim().replace('\n', ", ");
+            text += &format!("mixed_precision = {{ {table} }}\n");
+        }
+        text
     }
 
     fn needs(&self) -> Needs {

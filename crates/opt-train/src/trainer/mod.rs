@@ -9,11 +9,12 @@ use std::sync::Arc;
 pub use fine_tune::FineTune;
 use opt_core::data::Dataset;
 use opt_core::observer::Silent;
-use opt_core::{Backend, Graph, Observer, Result};
+use opt_core::pass::MixedPrecision;
+use opt_core::{Backend, DType, Graph, Observer, Result};
 use opt_data::Augment;
 pub(crate) use run::Best;
 
-use crate::{Clip, Objective, Optimizer, Schedule, StepOptions};
+use crate::{Clip, LossScale, Objective, Optimizer, Schedule, StepOptions};
 
 /// The figures of an epoch.
 #[derive(Debug, Clone, PartialEq)]
@@ -53,6 +54,7 @@ pub struct Trainer {
     schedule: Arc<dyn Schedule>,
     augment: Option<Arc<dyn Augment>>,
     options: StepOptions,
+    mixed_precision: Option<MixedPrecision>,
     epochs: u64,
     batch_size: usize,
     drop_last: bool,
@@ -77,6 +79,7 @@ impl Trainer {
             schedule: Arc::new(schedule),
             augment: None,
             options: StepOptions::default(),
+            mixed_precision: None,
             epochs: 10,
             batch_size: 32,
             drop_last: false,
@@ -152,6 +155,35 @@ impl Trainer {
         self
     }
 
+    /// Trains, and validates, in mixed precision: products and convolutions in `bf16` or `f16`,
+    /// parameters and optimizer in `f32`. The graph that comes back is the one that was given,
+    /// with the trained parameters.
+    ///
+    /// With `f16` the loss is scaled by PyTorch's defaults, with `bf16` it is not;
+    /// [`Trainer::loss_scale`] after this says otherwise.
+    ///
+    /// ```
+    /// use opt_core::pass::MixedPrecision;
+    /// use opt_train::{Adam, Constant, CrossEntropy, Trainer};
+    ///
+    /// let trainer = Trainer::new(CrossEntropy, Adam::default(), Constant(1e-3))
+    ///     .mixed_precision(MixedPrecision::bf16().keep("head."));
+    /// # let _ = trainer;
+    /// ```
+    #[must_use]
+    pub fn mixed_precision(mut self, pass: MixedPrecision) -> Trainer {
+        self.options.loss_scale = (pass.dtype() == DType::F16).then(LossScale::default);
+        self.mixed_precision = Some(pass);
+        self
+    }
+
+    /// Scales the loss, or does not.
+    #[must_use]
+    pub fn loss_scale(mut self, scale: impl Into<Option<LossScale>>) -> Trainer {
+        self.options.loss_scale = scale.into();
+        self
+    }
+
     /// Does not train parameters whose names contain `pattern`.
     #[must_use]
     pub fn freeze(mut self, pattern: impl Into<String>) -> Trainer {
@@ -215,7 +247,8 @@ impl Trainer {
     ///
     /// # Errors
     /// [`ErrorKind::Data`](opt_core::ErrorKind::Data) if a data set is empty, a label is out of
-    /// range, or the loss becomes NaN or infinite (naming the step); an error if the examples do
+    /// range, the loss becomes NaN or infinite (naming the step), or the factor of a scaled loss
+    /// falls to nothing; those of [`MixedPrecision::convert`]; an error if the examples do
     /// not have the model's inputs and the objective's targets, or the batch size is 0.
     pub fn fit_with(
         &self,

@@ -13,6 +13,7 @@ use opt_data::Batches;
 
 use super::{Epoch, History, Trainer};
 use crate::checkpoint::Checkpoint;
+use crate::loss_scale::SCALE;
 use crate::step::{ModelIo, objective_nodes, training_graph};
 
 /// A graph compiled for the batch sizes that occur, and the session that holds the current
@@ -71,6 +72,25 @@ impl<'a> Sessions<'a> {
             .iter()
             .map(|&id| Ok((id, session.variable(id)?)))
             .collect()
+    }
+
+    /// The factor of a scaled loss after an epoch; an error where it has shrunk to nothing, so
+    /// that no step is taken any more.
+    fn loss_scale(&self, epoch: u64) -> Result<Option<f64>> {
+        let (Ok(id), Some(batch)) = (self.graph.find(SCALE), self.current) else {
+            return Ok(None);
+        };
+        let scale = self.open[&batch].variable(id)?.item()?;
+        if scale >= f64::from(f32::MIN_POSITIVE) {
+            return Ok(Some(scale));
+        }
+        Err(Error::new(
+            ErrorKind::Data,
+            format!(
+                "the loss scale is {scale} after epoch {epoch}: the gradients are not finite at \
+                 any scale"
+            ),
+        ))
     }
 
     /// Writes the current variables into the graph.
@@ -211,8 +231,13 @@ pub(super) fn fit(
     if validation.is_none() && trainer.patience.is_some() {
         return Err(Error::invalid("early stopping needs a validation set"));
     }
+    // What comes back is the model as it was given.
+    let run = match &trainer.mixed_precision {
+        None => model.clone(),
+        Some(pass) => pass.convert(model.clone()).at(|| "mixed precision")?.0,
+    };
     let step_graph = training_graph(
-        &model,
+        &run,
         trainer.objective.as_ref(),
         trainer.optimizer.as_ref(),
         &trainer.options,
@@ -220,7 +245,7 @@ pub(super) fn fit(
     let classes = classes(&step_graph, &model);
     let symbol = batch_symbol(&model);
     let data_inputs = step_graph.inputs().len() - 1;
-    let without_lr = validation_graph(trainer, &model)?;
+    let without_lr = validation_graph(trainer, &run)?;
     check_data(&without_lr, data, classes).at(|| "training data")?;
     if let Some(validation) = validation {
         check_data(&without_lr, validation, classes).at(|| "validation data")?;
@@ -282,7 +307,12 @@ pub(super) fn fit(
                     ErrorKind::Data,
                     format!(
                         "the loss is {loss} at step {step}; lower the learning rate ({lr}), clip \
-                         the gradients or check the data for NaN"
+                         the gradients or check the data for NaN{}",
+                        match &trainer.mixed_precision {
+                            Some(pass) =>
+                                format!(", or keep layers that overflow {} in f32", pass.dtype()),
+                            None => String::new(),
+                        }
                     ),
                 ));
             }
@@ -299,11 +329,12 @@ pub(super) fn fit(
             val_loss: None,
             val_accuracy: None,
         };
+        let scale = steps.loss_scale(epoch)?;
         if let Some(validation) = validation {
             eval.load(steps.sync()?)?;
             validate(&mut eval, trainer, validation, classes, &mut record)?;
         }
-        report(observer, &record);
+        report(observer, &record, scale);
         let stop = state.record(trainer, record, &mut steps)?;
         if let Some(path) = &trainer.checkpoint {
             let graph = steps.sync()?;
@@ -378,10 +409,11 @@ fn validate(
     Ok(())
 }
 
-fn report(observer: &mut dyn Observer, record: &Epoch) {
+fn report(observer: &mut dyn Observer, record: &Epoch, loss_scale: Option<f64>) {
     let mut metrics = vec![("loss", record.loss)];
     metrics.extend(record.val_loss.map(|v| ("val_loss", v)));
     metrics.extend(record.val_accuracy.map(|v| ("val_accuracy", v)));
+    metrics.extend(loss_scale.map(|v| ("loss_scale", v)));
     observer.event(&Event::Metrics {
         label: format!("epoch {}", record.epoch),
         metrics,

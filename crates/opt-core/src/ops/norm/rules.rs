@@ -3,7 +3,7 @@
 use super::{BatchNorm, BatchNormGrad, GroupNorm, InstanceNorm, LayerNorm, RmsNorm};
 use crate::ops::rules::{arity, axis_in, float, no_gradient, same_dtype};
 use crate::ops::{AxisRules, Cost, InputGrads, OpRules, Port, Vjp};
-use crate::{Dim, Error, GraphBuilder, Result, TensorType, ValueId};
+use crate::{DType, Dim, Error, GraphBuilder, Result, TensorType, ValueId};
 
 const X: Port = Port::Input(0);
 const OUT: Port = Port::Output(0);
@@ -17,8 +17,32 @@ fn epsilon_in_range(epsilon: f64) -> Result<()> {
     )))
 }
 
-/// Fails unless x is floating-point of rank 2 at least and the parameters are `[C]`.
+/// Fails unless x is floating-point of rank 2 at least and the parameters are `[C]`, of x's dtype.
 fn per_channel(inputs: &[TensorType]) -> Result<()> {
+    for ty in &inputs[1..] {
+        same_dtype(&inputs[0], ty)?;
+    }
+    channels(inputs)
+}
+
+/// As [`per_channel`], but `f32` parameters go with a 16-bit x.
+fn per_channel_mixed(inputs: &[TensorType]) -> Result<()> {
+    let x = &inputs[0];
+    for ty in &inputs[1..] {
+        same_dtype(&inputs[1], ty)?;
+    }
+    let dtype = inputs[1].dtype;
+    let half = matches!(x.dtype, DType::F16 | DType::BF16);
+    if dtype != x.dtype && !(half && dtype == DType::F32) {
+        return Err(Error::dtype(format!(
+            "parameters of {dtype} for an input {x}; they must have its dtype, or f32 beside f16 \
+             and bf16; insert a cast"
+        )));
+    }
+    channels(inputs)
+}
+
+fn channels(inputs: &[TensorType]) -> Result<()> {
     let x = &inputs[0];
     float(x, "the input")?;
     if x.rank() < 2 {
@@ -27,7 +51,6 @@ fn per_channel(inputs: &[TensorType]) -> Result<()> {
         )));
     }
     for ty in &inputs[1..] {
-        same_dtype(x, ty)?;
         if ty.shape.dims() != [x.shape[1].clone()] {
             return Err(Error::shape(format!(
                 "a parameter must be [{}], found {ty}",
@@ -60,7 +83,7 @@ fn inverse_root(b: &mut GraphBuilder, x: ValueId, epsilon: f64) -> Result<ValueI
 impl OpRules for BatchNorm {
     fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>> {
         arity(inputs, 5..=5)?;
-        per_channel(inputs)?;
+        per_channel_mixed(inputs)?;
         epsilon_in_range(self.epsilon)?;
         if !(0.0..=1.0).contains(&self.momentum) {
             return Err(Error::invalid(format!(
@@ -95,10 +118,19 @@ impl OpRules for BatchNorm {
                 None,
             ]);
         }
+        // Sums of 16-bit floats lose what they add.
+        let own: Vec<DType> = (0..5).map(|i| cx.input_type(i).dtype).collect();
+        let wide = match own[1] {
+            DType::F16 | DType::BF16 => DType::F32,
+            dtype => dtype,
+        };
         let rank = cx.input_type(0).rank();
         let axes = all_but_channels(rank);
         let b = &mut *cx.b;
-        let inv = inverse_root(b, cx.inputs[4], self.epsilon)?;
+        let g = b.cast(g, wide)?;
+        let [scale, mean, var] = [1, 3, 4].map(|i| b.cast(cx.inputs[i], wide));
+        let (scale, mean) = (scale?, mean?);
+        let inv = inverse_root(b, var?, self.epsilon)?;
         let mut grads = vec![None; 5];
         let factor = b.mul(scale, inv)?;
         let sum = b.sum(g, &axes, false)?;
@@ -107,7 +139,8 @@ impl OpRules for BatchNorm {
             grads[0] = Some(b.mul(g, factor)?);
         }
         if cx.wanted[1] || cx.wanted[4] {
-            let mean = along_channels(b, cx.inputs[3], rank)?;
+            let mean = along_channels(b, mean, rank)?;
+            let x = b.cast(x, wide)?;
             let centred = b.sub(x, mean)?;
             let product = b.mul(g, centred)?;
             let product = b.sum(product, &axes, false)?;
@@ -124,6 +157,11 @@ impl OpRules for BatchNorm {
         if cx.wanted[3] {
             let by_mean = b.mul(sum, factor)?;
             grads[3] = Some(b.neg(by_mean)?);
+        }
+        for (gradient, dtype) in grads.iter_mut().zip(own) {
+            if let Some(g) = gradient {
+                *g = b.cast(*g, dtype)?;
+            }
         }
         Ok(grads)
     }
@@ -155,7 +193,7 @@ impl OpRules for BatchNorm {
 impl OpRules for BatchNormGrad {
     fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>> {
         arity(inputs, 5..=5)?;
-        per_channel(&inputs[..4])?;
+        per_channel_mixed(&inputs[..4])?;
         if inputs[0] != inputs[4] {
             return Err(Error::shape(format!(
                 "input {} and gradient {} differ",
@@ -458,7 +496,9 @@ impl OpRules for InstanceNorm {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{DType, Shape};
+    use crate::Shape;
+    use crate::ops::Op;
+    use crate::ops::testing::infer;
 
     #[test]
     fn training_mode_has_five_outputs() {
@@ -481,6 +521,48 @@ mod tests {
             training: false,
         };
         assert!(op.infer(&types).is_err());
+    }
+
+    #[test]
+    fn parameters_of_batch_norm_may_be_wider_than_its_input() {
+        let op = |training| {
+            Op::from(BatchNorm {
+                epsilon: 1e-5,
+                momentum: 0.1,
+                training,
+            })
+        };
+        let with = |x: &str, p: &str| format!("{x}[n,3,2]{}", format!(" {p}[3]").repeat(4));
+        for (x, p, expected) in [
+            ("f32", "f32", "f32[n,3,2]"),
+            ("bf16", "bf16", "bf16[n,3,2]"),
+            ("bf16", "f32", "bf16[n,3,2]"),
+            ("f16", "f32", "f16[n,3,2]"),
+            ("f16", "bf16", "error"),
+            ("f16", "f64", "error"),
+            ("f64", "f32", "error"),
+            ("f32", "f16", "error"),
+            ("i8", "f32", "error"),
+        ] {
+            assert_eq!(infer(&op(false), &with(x, p)), expected, "{x} {p}");
+        }
+        assert_eq!(
+            infer(&op(true), &with("bf16", "f32")),
+            "bf16[n,3,2] f32[3] f32[3] f32[3] f32[3]"
+        );
+        assert_eq!(
+            infer(&op(false), "f16[n,3] f32[3] f32[3] f32[3] f16[3]"),
+            "error"
+        );
+        let grad = Op::from(BatchNormGrad);
+        assert_eq!(
+            infer(&grad, "f16[4,3] f32[3] f32[3] f32[3] f16[4,3]"),
+            "f16[4,3] f32[3] f32[3]"
+        );
+        assert_eq!(
+            infer(&grad, "f16[4,3] f32[3] f32[3] f32[3] f32[4,3]"),
+            "error"
+        );
     }
 
     #[test]

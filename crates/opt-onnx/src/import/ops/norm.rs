@@ -38,8 +38,15 @@ fn batch_norm(cx: &mut Cx<'_>, node: &Node<'_>) -> Result<Vec<V>> {
         node.output_count() > 1
     };
     let epsilon = node.float_or("epsilon", 1e-5)?;
-    let dtype = cx.b.type_of(x).dtype;
+    // The op has one dtype for all parameters: x's, or f32 beside 16 bits.
     let mut parameters = [scale, bias, mean, var];
+    let own = cx.b.type_of(x).dtype;
+    let dtype = match own {
+        DType::F16 | DType::BF16 if parameters.iter().any(|&p| cx.b.type_of(p).dtype != own) => {
+            DType::F32
+        }
+        _ => own,
+    };
     for p in &mut parameters {
         *p = cx.b.cast(*p, dtype)?;
     }
