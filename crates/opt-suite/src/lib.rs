@@ -20,6 +20,7 @@
 
 pub mod forward;
 pub mod gradients;
+pub mod mixed_precision;
 pub mod training;
 
 use opt_core::autodiff::check::check_gradients;

@@ -1,7 +1,7 @@
 //! Every case on the CPU backend, with one thread and with two.
 
 use opt_ndarray::NdarrayBackend;
-use opt_suite::{failures, forward, gradients, training};
+use opt_suite::{failures, forward, gradients, mixed_precision, training};
 
 #[test]
 fn gradients_hold() {
@@ -33,4 +33,12 @@ fn outputs_agree() {
 fn imported_models_train_like_in_pytorch() {
     let failed = training::failures(&NdarrayBackend::new().threads(1));
     assert!(failed.is_empty(), "{}", failed.join("\n"));
+}
+
+#[test]
+fn mixed_precision_is_pytorchs() {
+    let backend = NdarrayBackend::new().threads(1);
+    mixed_precision::a_step_rounds_where_pytorchs_autocast_does(&backend);
+    mixed_precision::losses_follow_pytorchs_autocast(&backend);
+    mixed_precision::gradients_below_half_precision_need_the_scale(&backend);
 }

@@ -21,7 +21,7 @@ struct Shape {
     mask: Option<DType>,
     out: Vec<i64>,
     /// What it is computed in, where that is not the operands' type: on the processor libtorch
-    /// rounds the weights of the values to f16, which costs two of its eleven bits.
+    /// rounds the probabilities to 16 bits, and its gradient by a query in bf16 can be a sixth off.
     wide: Option<Kind>,
     target: Kind,
 }
@@ -38,7 +38,7 @@ impl Shape {
             lead: [batch, heads],
             mask: cx.inputs.get(3).map(|t| t.dtype),
             out: cx.out_shape(0)?,
-            wide: (cx.device == Device::Cpu && cx.inputs[0].dtype == DType::F16)
+            wide: (cx.device == Device::Cpu && cx.inputs[0].dtype.bits() == 16)
                 .then_some(Kind::Float),
             target: kind(cx.inputs[0].dtype)?,
         })

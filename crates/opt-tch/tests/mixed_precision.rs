@@ -1,0 +1,144 @@
+//! Training in bf16, and in f16 with a scaled loss, follows the CPU backend, whose losses are
+//! compared with PyTorch's (`opt-train/tests/mixed_precision.rs`).
+
+use opt_core::nn::zoo::{self, TransformerClassifier};
+use opt_core::nn::{BatchNorm, Conv, Linear, ModelBuilder};
+use opt_core::pass::MixedPrecision;
+use opt_core::{Backend, CompileSpec, DType, Graph, Result, Tensor};
+use opt_ndarray::NdarrayBackend;
+use opt_tch::{Device, TchBackend};
+use opt_train::loss_scale::{GROWTH_TRACKER, SCALE};
+use opt_train::{AdamW, CrossEntropy, LossScale, Optimizer, Sgd, StepOptions, training_graph};
+
+const BATCH: usize = 16;
+
+fn tch() -> TchBackend {
+    TchBackend::new(Device::Cpu).unwrap()
+}
+
+fn cnn() -> Result<Graph> {
+    let mut m = ModelBuilder::new("cnn", 2);
+    let x = m.batch("x", [1, 8, 8])?;
+    let x = m.layer("conv1", Conv::new(8, [3, 3]).pad(1).bias(false), x)?;
+    let x = m.layer("norm1", BatchNorm::new(), x)?;
+    let x = m.relu(x)?;
+    let x = m.max_pool(x, 2)?;
+    let x = m.layer("conv2", Conv::new(12, [3, 3]).pad(1).bias(false), x)?;
+    let x = m.layer("norm2", BatchNorm::new(), x)?;
+    let x = m.relu(x)?;
+    let x = m.mean(x, &[2, 3], false)?;
+    let y = m.layer("fc", Linear::new(4), x)?;
+    m.output("logits", y)?;
+    m.finish()
+}
+
+fn encoder() -> Result<Graph> {
+    let config = TransformerClassifier {
+        vocabulary: 12,
+        steps: 6,
+        width: 16,
+        heads: 2,
+        feedforward: 32,
+        layers: 1,
+        dropout: 0.0,
+        classes: 4,
+    };
+    zoo::transformer_classifier(&config, 2)
+}
+
+fn input(graph: &Graph) -> Tensor {
+    let ty = graph.type_of(graph.inputs()[0]);
+    match ty.dtype {
+        DType::I64 => {
+            let ids: Vec<i64> = (0..BATCH as i64 * 6)
+                .map(|i| (i * i + 3 * i) % 12)
+                .collect();
+            Tensor::new([BATCH, 6], ids).unwrap()
+        }
+        dtype => opt_suite::uniform(dtype, &[BATCH, 1, 8, 8], 1, -1.0, 1.0).unwrap(),
+    }
+}
+
+/// The losses of 20 steps, and the scale and its tracker after each where there is one.
+fn train(backend: &dyn Backend, step: &Graph, x: &Tensor, lr: f32) -> (Vec<f64>, Vec<f64>) {
+    let labels: Vec<i64> = (0..BATCH as i64).map(|i| i % 4).collect();
+    let inputs = [
+        x.clone(),
+        Tensor::new([BATCH], labels).unwrap(),
+        Tensor::scalar(lr),
+    ];
+    let spec = CompileSpec::new().bind("batch", BATCH);
+    let mut session = backend.compile(step, &spec).unwrap().session().unwrap();
+    let (mut losses, mut scales) = (Vec::new(), Vec::new());
+    for _ in 0..20 {
+        losses.push(session.run(&inputs).unwrap()[0].item().unwrap());
+        for name in [SCALE, GROWTH_TRACKER] {
+            if let Ok(id) = step.find(name) {
+                scales.push(session.variable(id).unwrap().item().unwrap());
+            }
+        }
+    }
+    (losses, scales)
+}
+
+/// Single roundings go the other way with the order of a sum, and grow from step to step: the
+/// tolerance is that of the comparison with PyTorch.
+const TOLERANCE: f64 = 5e-3;
+
+fn compare(pass: MixedPrecision, options: &StepOptions) {
+    let optimizers: [(&dyn Optimizer, f32); 2] =
+        [(&Sgd::momentum(0.9), 0.05), (&AdamW::default(), 0.003)];
+    for model in [cnn().unwrap(), encoder().unwrap()] {
+        let x = input(&model);
+        let (mixed, _) = pass.convert(model.clone()).unwrap();
+        for (optimizer, lr) in optimizers {
+            let step = training_graph(&mixed, &CrossEntropy, optimizer, options).unwrap();
+            let (found, scales) = train(&tch(), &step, &x, lr);
+            let (expected, expected_scales) = train(&NdarrayBackend::new(), &step, &x, lr);
+            assert_eq!(scales, expected_scales, "{}", model.name());
+            for (i, (a, b)) in found.iter().zip(&expected).enumerate() {
+                assert!(
+                    (a - b).abs() <= TOLERANCE * b.abs().max(0.1),
+                    "{} with {optimizer:?}, loss {i}: {a} against {b}",
+                    model.name()
+                );
+            }
+            assert!(found[19] < found[0], "{found:?}");
+        }
+    }
+}
+
+#[test]
+fn losses_in_bf16_follow_the_cpu_backend() {
+    compare(MixedPrecision::bf16(), &StepOptions::default());
+}
+
+#[test]
+fn losses_in_f16_with_a_scale_that_overflows_at_first_follow_it_too() {
+    let mut options = StepOptions::default();
+    options.loss_scale = Some(LossScale {
+        initial: 2f64.powi(30),
+        growth_interval: 4,
+        ..LossScale::default()
+    });
+    compare(MixedPrecision::f16(), &options);
+}
+
+#[test]
+fn steps_in_bf16_run_fused_kernels_in_bf16() {
+    let (mixed, _) = MixedPrecision::bf16().convert(cnn().unwrap()).unwrap();
+    let options = StepOptions::default();
+    let step = training_graph(&mixed, &CrossEntropy, &AdamW::default(), &options).unwrap();
+    let spec = CompileSpec::new().bind("batch", BATCH);
+    let steps = tch().compile(&step, &spec).unwrap().steps();
+    let count = |kernel: &str| steps.iter().filter(|s| s.kernel == kernel).count();
+    for (kernel, times) in [
+        ("convolution_backward", 2),
+        ("batch_norm_backward", 2),
+        ("threshold_backward", 2),
+        ("max_pool_backward", 1),
+        ("_fused_adamw_", 1),
+    ] {
+        assert_eq!(count(kernel), times, "{kernel}: {steps:#?}");
+    }
+}
