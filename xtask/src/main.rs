@@ -47,8 +47,8 @@ cargo xtask bench [--only ROW].. [--peer torch|torch-fused].. [--device cpu|cuda
                   [--omp-wait passive|default]
     Times training steps and forward passes against eager PyTorch, in turn, after making sure that
     both compute the same losses. benches/rows.json has the rows; those for GPUs run with --device
-    cuda:N or by name. --json writes a list of the rows. Idle OpenMP threads sleep at once, which
-    slows PyTorch down with more than one thread; with --omp-wait default they do what users have.
+    cuda:N or by name. --json writes a list of the rows. With --omp-wait passive idle OpenMP
+    threads sleep at once, which slows PyTorch down with more than one thread.
 
 The environment variable PYTHON names the interpreter that makes .venv (default: python3).
 ";

@@ -357,7 +357,7 @@ mod tests {
         let options = options::parse(&["--threads", "2"], 1).unwrap();
         let expected = json!({
             "name": "r", "peer": "torch", "backend": "ndarray", "device": "cpu", "threads": 2,
-            "omp_wait": "passive", "ours_us": 30.0, "peer_us": 20.0, "ratio": 1.5,
+            "omp_wait": "default", "ours_us": 30.0, "peer_us": 20.0, "ratio": 1.5,
         });
         assert_eq!(entry(&measured, &options), expected);
         assert!(table_line(&measured, 2).contains("1.10..1.90"));

@@ -52,7 +52,7 @@ pub(crate) fn parse(arguments: &[&str], processors: usize) -> Result<Options> {
         device: "cpu".into(),
         backend: "ndarray".into(),
         peers: Vec::new(),
-        omp_wait: OmpWait::Passive,
+        omp_wait: OmpWait::Default,
     };
     let mut arguments = arguments.iter();
     while let Some(&option) = arguments.next() {
@@ -131,14 +131,14 @@ mod tests {
         assert_eq!((options.threads, options.rounds), (3, 20));
         assert_eq!((&*options.device, &*options.backend), ("cpu", "ndarray"));
         assert_eq!(options.peers, [&PEERS[0]]);
-        assert_eq!(options.omp_wait, OmpWait::Passive);
+        assert_eq!(options.omp_wait, OmpWait::Default);
         assert!(options.only.is_empty() && options.json.is_none());
     }
 
     #[test]
     fn options_are_read() {
         let line = "--only a --only b --json o.json --threads 4 --rounds 7 --device cuda:1 \
-            --backend tch --peer torch --peer torch-fused --omp-wait default";
+            --backend tch --peer torch --peer torch-fused --omp-wait passive";
         let options = parse(&line.split_whitespace().collect::<Vec<_>>(), 1).unwrap();
         let expected = Options {
             only: vec!["a".into(), "b".into()],
@@ -148,7 +148,7 @@ mod tests {
             device: "cuda:1".into(),
             backend: "tch".into(),
             peers: vec![&PEERS[0], &PEERS[1]],
-            omp_wait: OmpWait::Default,
+            omp_wait: OmpWait::Passive,
         };
         assert_eq!(options, expected);
     }
