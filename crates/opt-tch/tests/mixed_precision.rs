@@ -122,6 +122,19 @@ fn losses_in_f16_with_a_scale_that_overflows_at_first_follow_it_too() {
         ..LossScale::default()
     });
     compare(MixedPrecision::f16(), &options);
+    // Leaving a step out is part of the fused kernel.
+    let (mixed, _) = MixedPrecision::f16().convert(cnn().unwrap()).unwrap();
+    let optimizers: [(&dyn Optimizer, &str); 3] = [
+        (&Sgd::momentum(0.9), "_fused_sgd_"),
+        (&Sgd::nesterov(0.9), "_fused_sgd_"),
+        (&AdamW::default(), "_fused_adamw_"),
+    ];
+    for (optimizer, kernel) in optimizers {
+        let step = training_graph(&mixed, &CrossEntropy, optimizer, &options).unwrap();
+        let spec = CompileSpec::new().bind("batch", BATCH);
+        let steps = tch().compile(&step, &spec).unwrap().steps();
+        assert!(steps.iter().any(|s| s.kernel == kernel), "{kernel}");
+    }
 }
 
 #[test]

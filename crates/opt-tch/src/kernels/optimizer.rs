@@ -7,6 +7,14 @@ use super::Kernel;
 use crate::compile::fused::{Adam, Sgd};
 use crate::native::{Arg, Outs, aten, atens};
 
+/// Whether to leave the step out, where an input says so, and the other inputs.
+fn guard<'a, 'b>(guarded: bool, x: &'a [&'b Tensor]) -> (Option<&'b Tensor>, &'a [&'b Tensor]) {
+    match x {
+        [found, rest @ ..] if guarded => (Some(found), rest),
+        rest => (None, rest),
+    }
+}
+
 /// Gradients with the strides of the parameters: the kernels read memory in order, and do not
 /// look whether that is the same.
 fn contiguous(grads: &[&Tensor]) -> Result<Vec<Tensor>> {
@@ -22,7 +30,8 @@ pub(crate) fn compile_adam(adam: &Adam) -> Kernel {
     };
     Kernel::new(name, move |x, _| {
         let n = adam.count;
-        let lists: Vec<&[&Tensor]> = x[2..].chunks(n).collect();
+        let (found, rest) = guard(adam.guarded, &x[2..]);
+        let lists: Vec<&[&Tensor]> = rest.chunks(n).collect();
         let grads = contiguous(lists[1])?;
         let grads: Vec<&Tensor> = grads.iter().collect();
         let steps = vec![x[1]; n];
@@ -41,6 +50,8 @@ pub(crate) fn compile_adam(adam: &Adam) -> Kernel {
             Arg::Float(adam.eps),
             Arg::Bool(false),
             Arg::Bool(false),
+            Arg::None,
+            Arg::from(found),
         ];
         match adam.decoupled {
             true => ADAMW.call(&args),
@@ -57,7 +68,8 @@ pub(crate) fn compile_sgd(sgd: &Sgd) -> Kernel {
     let sgd = sgd.clone();
     Kernel::new("_fused_sgd_", move |x, _| {
         let n = sgd.count;
-        let lists: Vec<&[&Tensor]> = x[1..].chunks(n).collect();
+        let (found, rest) = guard(sgd.guarded, &x[1..]);
+        let lists: Vec<&[&Tensor]> = rest.chunks(n).collect();
         let grads = contiguous(lists[1])?;
         let grads: Vec<&Tensor> = grads.iter().collect();
         let buffers: &[&Tensor] = lists.get(2).copied().unwrap_or(&[]);
@@ -72,7 +84,9 @@ pub(crate) fn compile_sgd(sgd: &Sgd) -> Kernel {
             0.0,
             sgd.nesterov,
             false,
-            false
+            false,
+            Arg::None,
+            found
         )?;
         Ok(Outs::new())
     })

@@ -3,14 +3,15 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use opt_core::ops::{BinaryOp, Cast, UnaryOp};
+use opt_core::ops::{BinaryOp, Cast, Unary, UnaryOp};
 use opt_core::{DType, Op, Result, Shape, TensorType};
 
 use super::Fused;
 use crate::compile::ir::{Ir, Kind, Step, Value};
 
 /// Adam with or without decoupled weight decay. Inputs of the step: the learning rate, the step
-/// count, then the parameters, gradients, first and second moments.
+/// count, whether to leave the step out where that is asked, then the parameters, gradients, first
+/// and second moments.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Adam {
     pub(crate) beta1: f64,
@@ -18,17 +19,21 @@ pub(crate) struct Adam {
     pub(crate) eps: f64,
     pub(crate) weight_decay: f64,
     pub(crate) decoupled: bool,
+    /// Whether an input says to leave the step out.
+    pub(crate) guarded: bool,
     /// Number of parameters.
     pub(crate) count: usize,
 }
 
-/// SGD. Inputs of the step: the learning rate, then the parameters, gradients and, with
-/// momentum, the buffers.
+/// SGD. Inputs of the step: the learning rate, whether to leave the step out where that is asked,
+/// then the parameters, gradients and, with momentum, the buffers.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Sgd {
     pub(crate) momentum: f64,
     pub(crate) nesterov: bool,
     pub(crate) weight_decay: f64,
+    /// Whether an input says to leave the step out.
+    pub(crate) guarded: bool,
     /// Number of parameters.
     pub(crate) count: usize,
 }
@@ -43,6 +48,8 @@ struct Update {
     tensors: Vec<Value>,
     /// What the new value is multiplied by.
     mask: Option<Value>,
+    /// Without which nothing changes: the gradients were finite.
+    condition: Option<Value>,
 }
 
 pub(super) fn fuse(ir: &mut Ir) -> Result<()> {
@@ -54,7 +61,8 @@ pub(super) fn fuse(ir: &mut Ir) -> Result<()> {
                 continue;
             };
             let dtype = ir.types[param].dtype;
-            let key = format!("{dtype} {:?} {} {:?}", update.kind, update.lr, update.t);
+            let (lr, t, condition) = (update.lr, update.t, update.condition);
+            let key = format!("{dtype} {:?} {lr} {t:?} {condition:?}", update.kind);
             groups.entry(key).or_default().push(update);
         }
     }
@@ -67,6 +75,10 @@ pub(super) fn fuse(ir: &mut Ir) -> Result<()> {
         if let Some(t) = first.t {
             inputs.push(*counts.entry(t).or_insert_with(|| as_f32(ir, t)));
         }
+        let guarded = first.condition.is_some();
+        if let Some(condition) = first.condition {
+            inputs.push(negated(ir, condition));
+        }
         let slots = first.tensors.len();
         for slot in 0..slots {
             inputs.extend(updates.iter().map(|u| u.tensors[slot]));
@@ -75,10 +87,12 @@ pub(super) fn fuse(ir: &mut Ir) -> Result<()> {
         let kind = match &first.kind {
             Fused::Adam(adam) => Fused::Adam(Adam {
                 count,
+                guarded,
                 ..adam.clone()
             }),
             Fused::Sgd(sgd) => Fused::Sgd(Sgd {
                 count,
+                guarded,
                 ..sgd.clone()
             }),
             other => other.clone(),
@@ -132,6 +146,24 @@ fn as_f32(ir: &mut Ir, t: Value) -> Value {
         nodes: vec!["optimizer.step".into()],
     });
     v
+}
+
+/// 1 in f32 where a condition does not hold, else 0.
+fn negated(ir: &mut Ir, condition: Value) -> Value {
+    let ty = ir.types[condition].clone();
+    let number = ir.value(ty.with_dtype(DType::F32));
+    let not = ir.value(ty);
+    let op = Op::from(Unary { op: UnaryOp::Not });
+    let cast = Op::from(Cast { dtype: DType::F32 });
+    for (op, input, output) in [(op, condition, not), (cast, not, number)] {
+        ir.steps.push(Step {
+            kind: Kind::Op(op),
+            inputs: vec![input],
+            outputs: vec![output],
+            nodes: vec!["loss_scale".into()],
+        });
+    }
+    number
 }
 
 /// Reads formulas off a graph.
@@ -240,34 +272,67 @@ impl<'a> Formulas<'a> {
         })
     }
 
+    /// The choice between a new value and a variable's old one, as condition and new value.
+    fn guarded(&self, v: Value, variable: Value) -> Option<(Value, Value)> {
+        let step = self.step(v)?;
+        let guard = matches!(step.op(), Some(Op::Where(_)))
+            && step.inputs[2] == variable
+            && self.is_scalar(step.inputs[0]);
+        guard.then(|| (step.inputs[0], step.inputs[1]))
+    }
+
+    /// What a slot is assigned, under a condition or not.
+    fn is_assigned(&self, slot: Value, new: Value, condition: Option<Value>) -> bool {
+        let Some(&assigned) = self.assigned.get(&slot) else {
+            return false;
+        };
+        match condition {
+            None => assigned == new,
+            Some(condition) => {
+                self.guarded(assigned, slot) == Some((condition, new))
+                    && self.only_read_by(assigned, &[])
+            }
+        }
+    }
+
     fn update(&self, param: Value, value: Value) -> Option<Update> {
         if !self.ir.types[param].dtype.is_float() || !self.is_variable(param) {
             return None;
         }
-        let masked = self.binary(value, BinaryOp::Mul).filter(|(_, mask)| {
-            self.ir.constants.contains_key(mask) && self.ir.types[*mask] == self.ir.types[param]
-        });
-        let (new, mask) = match masked {
-            Some((new, mask)) => (new, Some(mask)),
-            None => (value, None),
-        };
-        let mut update = self.adam(param, new).or_else(|| self.sgd(param, new))?;
-        update.mask = mask;
-        let mut ends = vec![value];
-        if mask.is_some() {
-            ends.push(new);
+        // The new value may be chosen and masked, in either order.
+        let (mut new, mut mask, mut condition) = (value, None, None);
+        let mut chain = vec![value];
+        for _ in 0..2 {
+            if let Some((holds, inner)) = self.guarded(new, param).filter(|_| condition.is_none()) {
+                (condition, new) = (Some(holds), inner);
+            } else if let Some((inner, factor)) = self.masked(new, param).filter(|_| mask.is_none())
+            {
+                (mask, new) = (Some(factor), inner);
+            } else {
+                break;
+            }
+            chain.push(new);
         }
-        let alike = update
-            .tensors
-            .iter()
-            .all(|&v| self.ir.types[v] == self.ir.types[param]);
-        let whole = ends.iter().all(|&v| self.only_read_by(v, &[value]));
+        let mut update = self
+            .adam(param, new, condition)
+            .or_else(|| self.sgd(param, new, condition))?;
+        (update.mask, update.condition) = (mask, condition);
+        let ty = &self.ir.types[param];
+        let alike = update.tensors.iter().all(|&v| self.ir.types[v] == *ty);
+        let whole = chain.iter().all(|&v| self.only_read_by(v, &chain));
         let variables = update.tensors.iter().enumerate().filter(|(i, _)| *i != 1);
         let quiet = variables.into_iter().all(|(_, &v)| self.silent(v));
         (alike && whole && quiet).then_some(update)
     }
 
-    fn adam(&self, param: Value, new: Value) -> Option<Update> {
+    /// A new value times a constant mask.
+    fn masked(&self, v: Value, param: Value) -> Option<(Value, Value)> {
+        self.binary(v, BinaryOp::Mul).filter(|(_, mask)| {
+            self.ir.constants.contains_key(mask) && self.ir.types[*mask] == self.ir.types[param]
+        })
+    }
+
+    fn adam(&self, param: Value, new: Value, condition: Option<Value>) -> Option<Update> {
         let (from, d) = self.binary(new, BinaryOp::Sub)?;
         let (quotient, rate) = self.binary(d, BinaryOp::Mul)?;
         let (m, root) = self.binary(quotient, BinaryOp::Div)?;
@@ -288,11 +353,11 @@ impl<'a> Formulas<'a> {
             && near(rest2, 1.0 - beta2)
             && near(power1, beta1)
             && near(power2, beta2)
-            && self.assigned.get(&old_m) == Some(&m)
-            && self.assigned.get(&old_v) == Some(&v)
+            && self.is_assigned(old_m, m, condition)
+            && self.is_assigned(old_v, v, condition)
             && self.is_scalar(lr)
-            && self.only_read_by(m, &[quotient])
-            && self.only_read_by(v, &[deviation]);
+            && self.only_read_by(m, &[quotient, self.assigned[&old_m]])
+            && self.only_read_by(v, &[deviation, self.assigned[&old_v]]);
         if !right {
             return None;
         }
@@ -311,12 +376,14 @@ impl<'a> Formulas<'a> {
                 eps,
                 weight_decay,
                 decoupled,
+                guarded: false,
                 count: 0,
             }),
             lr,
             t: Some(t),
             tensors: vec![param, grad, old_m, old_v],
             mask: None,
+            condition: None,
         })
     }
 
@@ -345,15 +412,15 @@ impl<'a> Formulas<'a> {
         (x == param && rate == lr && one == 1.0 && decay < 0.0).then_some(-decay)
     }
 
-    fn sgd(&self, param: Value, new: Value) -> Option<Update> {
+    fn sgd(&self, param: Value, new: Value, condition: Option<Value>) -> Option<Update> {
         let (from, step) = self.binary(new, BinaryOp::Sub)?;
         let (d, lr) = self.binary(step, BinaryOp::Mul)?;
         if from != param || !self.is_scalar(lr) {
             return None;
         }
-        let (buffer, gradient, momentum, nesterov) = match self.velocity(d, step) {
+        let (buffer, gradient, momentum, nesterov) = match self.velocity(d, step, condition) {
             Some((buffer, g, momentum)) => (Some(buffer), g, momentum, false),
-            None => match self.nesterov(d) {
+            None => match self.nesterov(d, condition) {
                 Some((buffer, g, momentum)) => (Some(buffer), g, momentum, true),
                 None => (None, d, 0.0, false),
             },
@@ -366,29 +433,36 @@ impl<'a> Formulas<'a> {
                 momentum,
                 nesterov,
                 weight_decay,
+                guarded: false,
                 count: 0,
             }),
             lr,
             t: None,
             tensors,
             mask: None,
+            condition: None,
         })
     }
 
     /// The buffer, gradient and momentum of a new buffer that one value is made of.
-    fn velocity(&self, v: Value, reader: Value) -> Option<(Value, Value, f64)> {
+    fn velocity(
+        &self,
+        v: Value,
+        reader: Value,
+        condition: Option<Value>,
+    ) -> Option<(Value, Value, f64)> {
         let (momentum, buffer, rest, g) = self.blend(v)?;
         let right = rest == 1.0
-            && self.assigned.get(&buffer) == Some(&v)
-            && self.only_read_by(v, &[reader]);
+            && self.is_assigned(buffer, v, condition)
+            && self.only_read_by(v, &[reader, self.assigned[&buffer]]);
         right.then_some((buffer, g, momentum))
     }
 
     /// `g + momentum * velocity`
-    fn nesterov(&self, d: Value) -> Option<(Value, Value, f64)> {
+    fn nesterov(&self, d: Value, condition: Option<Value>) -> Option<(Value, Value, f64)> {
         let (_, ahead) = self.binary(d, BinaryOp::Add)?;
         let (one, g, momentum, velocity) = self.blend(d)?;
-        let (buffer, from, own) = self.velocity(velocity, ahead)?;
+        let (buffer, from, own) = self.velocity(velocity, ahead, condition)?;
         (one == 1.0 && from == g && own == momentum).then_some((buffer, g, momentum))
     }
 }
