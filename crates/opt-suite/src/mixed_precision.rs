@@ -32,7 +32,12 @@ fn wave(index: usize, shape: &[usize], offset: f64, scale: f64) -> Tensor {
     Tensor::new(shape, data).unwrap()
 }
 
-fn cnn() -> Result<Graph> {
+/// A small convolutional network with batch normalization: input `x` `[batch, 1, 8, 8]`, output
+/// `logits` `[batch, 4]`.
+///
+/// # Errors
+/// None.
+pub fn cnn() -> Result<Graph> {
     let mut m = ModelBuilder::new("cnn", 0);
     let x = m.batch("x", [1, 8, 8])?;
     let x = m.layer("conv1", Conv::new(8, [3, 3]).pad(1).bias(false), x)?;
@@ -50,7 +55,11 @@ fn cnn() -> Result<Graph> {
     m.finish()
 }
 
-fn transformer() -> Result<Graph> {
+/// A small transformer: input `tokens` `[batch, 6]` of 12 words, output `logits` `[batch, 4]`.
+///
+/// # Errors
+/// None.
+pub fn transformer() -> Result<Graph> {
     let config = TransformerClassifier {
         vocabulary: 12,
         steps: 6,

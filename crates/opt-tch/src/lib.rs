@@ -109,6 +109,7 @@ impl TchBackend {
                 device,
                 tf32: false,
                 fusion: true,
+                foreach: device != Device::Cpu,
             },
         })
     }

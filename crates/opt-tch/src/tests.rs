@@ -207,3 +207,51 @@ fn executables_are_shared_between_threads() {
         }
     });
 }
+
+/// RMSprop, clipping and weight decay of parameters of several shapes, with multi-tensor calls and
+/// without.
+#[test]
+fn lists_of_tensors_compute_what_each_would() {
+    use opt_core::nn::{Linear, ModelBuilder};
+    use opt_train::{Clip, CrossEntropy, RmsProp, StepOptions, training_graph};
+
+    let mut m = ModelBuilder::new("mlp", 1).with_dtype(DType::F64);
+    let x = m.batch("x", [6]).unwrap();
+    let x = m.layer("a", Linear::new(5), x).unwrap();
+    let x = m.relu(x).unwrap();
+    let y = m.layer("b", Linear::new(3), x).unwrap();
+    m.output("y", y).unwrap();
+    let mut options = StepOptions::default();
+    options.clip = Some(Clip::Norm(0.1));
+    let rms = RmsProp {
+        weight_decay: 0.01,
+        ..RmsProp::default()
+    };
+    let step = training_graph(&m.finish().unwrap(), &CrossEntropy, &rms, &options).unwrap();
+    let spec = CompileSpec::new().bind("batch", 4);
+    let run = |foreach: bool| {
+        let mut backend = backend();
+        backend.options.foreach = foreach;
+        let executable = backend.compile(&step, &spec).unwrap();
+        let lists = executable
+            .steps()
+            .iter()
+            .filter(|s| s.kernel.starts_with("_foreach"))
+            .count();
+        let mut session = executable.session().unwrap();
+        let x = opt_suite::uniform(DType::F64, &[4, 6], 3, -1.0, 1.0).unwrap();
+        let labels = Tensor::new([4], [0i64, 1, 2, 0]).unwrap();
+        let inputs = [x, labels, Tensor::scalar(0.01f32)];
+        for _ in 0..3 {
+            session.run(&inputs).unwrap();
+        }
+        let ids = step.variables().map(|(id, ..)| id);
+        let all: Vec<Tensor> = ids.map(|id| session.variable(id).unwrap()).collect();
+        (lists, all)
+    };
+    let ((lists, with), (none, without)) = (run(true), run(false));
+    assert!(lists >= 8 && none == 0, "{lists} {none}");
+    for (a, b) in with.iter().zip(&without) {
+        opt_suite::close(a, b, 1e-12).unwrap();
+    }
+}

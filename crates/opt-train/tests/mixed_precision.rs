@@ -3,30 +3,12 @@
 
 use std::collections::BTreeMap;
 
-use opt_core::nn::{BatchNorm, Conv, Linear, ModelBuilder};
 use opt_core::pass::MixedPrecision;
-use opt_core::{DType, Dim, Graph, GraphBuilder, Result, Shape, Tensor, TensorType};
+use opt_core::{DType, Dim, GraphBuilder, Shape, Tensor, TensorType};
 use opt_data::TensorDataset;
 use opt_ndarray::NdarrayBackend;
+use opt_suite::mixed_precision::cnn;
 use opt_train::{Adam, Constant, CrossEntropy, FineTune, LossScale, Mse, Sgd, Supervised, Trainer};
-
-fn cnn() -> Result<Graph> {
-    let mut m = ModelBuilder::new("cnn", 0);
-    let x = m.batch("x", [1, 8, 8])?;
-    let x = m.layer("conv1", Conv::new(8, [3, 3]).pad(1).bias(false), x)?;
-    let x = m.layer("norm1", BatchNorm::new(), x)?;
-    let x = m.relu(x)?;
-    let x = m.max_pool(x, 2)?;
-    let x = m.layer("conv2", Conv::new(12, [3, 3]).pad(1).bias(false), x)?;
-    let x = m.layer("norm2", BatchNorm::new(), x)?;
-    let x = m.relu(x)?;
-    let x = m.layer("conv3", Conv::new(8, [1, 1]), x)?;
-    let x = m.relu(x)?;
-    let x = m.mean(x, &[2, 3], false)?;
-    let y = m.layer("fc", Linear::new(4), x)?;
-    m.output("logits", y)?;
-    m.finish()
-}
 
 fn labelled() -> TensorDataset {
     let labels: Vec<i64> = (0..40).map(|i| i % 4).collect();

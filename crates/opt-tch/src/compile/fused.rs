@@ -1,6 +1,7 @@
 //! Steps that libtorch has one kernel for: what they are, and where a graph has them.
 
 mod backward;
+mod foreach;
 mod linear;
 mod optimizer;
 mod qdq;
@@ -8,9 +9,10 @@ mod qdq;
 use opt_core::ops::{Attention, Conv, Dequantize, Gru, LayerNorm, Lstm, MatMul, MaxPool, UnaryOp};
 use opt_core::{Error, Result};
 
+use super::Options;
 use super::ir::Ir;
-use crate::Device;
 use crate::kernels::{self, CompileCx, Kernel};
+pub(crate) use foreach::{Foreach, Operand};
 pub(crate) use optimizer::{Adam, Sgd};
 
 /// What a fused step runs.
@@ -59,6 +61,8 @@ pub(crate) enum Fused {
     Sgd(Sgd),
     /// A variable times a mask, in place.
     Mask,
+    /// An element-wise function of lists of tensors.
+    Foreach(Foreach),
 }
 
 impl Fused {
@@ -86,6 +90,7 @@ impl Fused {
             Fused::Adam(adam) => Ok(kernels::optimizer::compile_adam(adam)),
             Fused::Sgd(sgd) => Ok(kernels::optimizer::compile_sgd(sgd)),
             Fused::Mask => Ok(kernels::optimizer::compile_mask()),
+            Fused::Foreach(foreach) => kernels::foreach::compile(foreach),
         }
     }
 
@@ -101,13 +106,19 @@ impl Fused {
 }
 
 /// Recognises them.
-pub(super) fn fuse(ir: &mut Ir, device: Device) -> Result<()> {
+pub(super) fn fuse(ir: &mut Ir, options: Options) -> Result<()> {
+    let device = options.device;
     qdq::fuse(ir, device)?;
     backward::fuse(ir)?;
     linear::fuse(ir);
     ir.remove_dead();
     optimizer::fuse(ir)?;
     ir.remove_dead();
+    if options.foreach {
+        ir.sort()?;
+        foreach::fuse(ir);
+        ir.sort()?;
+    }
     Ok(())
 }
 

@@ -21,6 +21,9 @@ pub(crate) struct Options {
     pub(crate) tf32: bool,
     /// Whether nodes are run as one where libtorch has a kernel for them.
     pub(crate) fusion: bool,
+    /// Whether element-wise steps of all parameters are run as one: a GPU is then given fewer,
+    /// larger pieces of work; a processor's caches are better served with one tensor at a time.
+    pub(crate) foreach: bool,
 }
 
 /// Compiles a graph.
@@ -30,7 +33,7 @@ pub(crate) fn compile(graph: &Graph, spec: &CompileSpec, options: Options) -> Re
     ir.remove_dead();
     fold::merge(&mut ir);
     if options.fusion {
-        fused::fuse(&mut ir, options.device)?;
+        fused::fuse(&mut ir, options)?;
     }
     fold::fold(&mut ir)?;
     ir.remove_dead();

@@ -5,6 +5,7 @@ pub(crate) mod attention;
 pub(crate) mod conv;
 mod custom;
 pub(crate) mod elementwise;
+pub(crate) mod foreach;
 mod index;
 pub(crate) mod int8;
 pub(crate) mod loss;

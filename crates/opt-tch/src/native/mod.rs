@@ -168,15 +168,20 @@ impl Operator {
 
     /// Calls the operator outside autograd.
     pub(crate) fn call(&self, args: &[Arg<'_>]) -> Result<Outs> {
-        self.invoke(args, false)
+        self.invoke(args, false, &mut [ptr::null_mut(); CAPACITY])
+    }
+
+    /// Calls an operator that gives a list of a length.
+    pub(crate) fn call_list(&self, args: &[Arg<'_>], len: usize) -> Result<Outs> {
+        self.invoke(args, false, &mut vec![ptr::null_mut(); len])
     }
 
     /// Calls the operator and records it for [`gradients`].
     pub(crate) fn record(&self, args: &[Arg<'_>]) -> Result<Outs> {
-        self.invoke(args, true)
+        self.invoke(args, true, &mut [ptr::null_mut(); CAPACITY])
     }
 
-    fn invoke(&self, args: &[Arg<'_>], recorded: bool) -> Result<Outs> {
+    fn invoke(&self, args: &[Arg<'_>], recorded: bool, outs: &mut [*mut C_tensor]) -> Result<Outs> {
         let handle = self.handle()?;
         // The shim reads lists of tensors as pointers.
         let lists: SmallVec<[Vec<*const C_tensor>; 2]> = args
@@ -197,7 +202,6 @@ impl Operator {
                 other => Raw::of(other),
             })
             .collect();
-        let mut outs = [ptr::null_mut::<C_tensor>(); CAPACITY];
         // SAFETY: the handle is an operator's; the arguments, and what they point to, live
         // through the call; there is room for as many results as is said.
         let count = unsafe {
@@ -207,7 +211,7 @@ impl Operator {
                 raw.len(),
                 c_int::from(recorded),
                 outs.as_mut_ptr(),
-                CAPACITY,
+                outs.len(),
             )
         };
         let Ok(count) = usize::try_from(count) else {
