@@ -51,7 +51,7 @@
 //! normalization with their gradients, scaled dot-product attention, LSTM and GRU, pooling,
 //! cross-entropy, activations, linear layers, and whole optimizer steps (Adam, AdamW, SGD) for
 //! all parameters in one multi-tensor call that writes them in place.
-//! [`Executable::steps`](opt_core::Executable::steps) names the kernels.
+//! [`Executable::steps`] names the kernels.
 //!
 //! Variables, optimizer state and constants stay on the device; a run moves inputs (through
 //! pinned memory, while the program goes on) and outputs, and nothing else. A value is dropped
