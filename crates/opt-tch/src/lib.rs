@@ -66,7 +66,8 @@
 //!
 //! Random numbers are those of every other backend (Philox, from a counter), so dropout masks
 //! agree between devices. Sums on a GPU may differ between runs in their last bits where libtorch
-//! adds atomically (gradients of gathers on other axes than the first, scatter with add).
+//! adds atomically (gradients of gathers on other axes than the first, scatter with add), and where a
+//! scatter has one index twice, which of the two it writes is not said.
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
@@ -108,6 +109,7 @@ impl TchBackend {
             options: compile::Options {
                 device,
                 tf32: false,
+                threads: None,
                 fusion: true,
                 foreach: device != Device::Cpu,
             },
@@ -119,12 +121,14 @@ impl TchBackend {
         self.options.device
     }
 
-    /// Sets how many threads an operator uses on the processor, at least 1.
+    /// The same with a number of threads for each operator on the processor, at least 1; as many
+    /// as libtorch chooses, by default.
     ///
-    /// libtorch has one such number for the whole process, so this holds for all backends.
+    /// libtorch has one such number for a thread that calls it. A run sets it for the thread that
+    /// it is on, where it then stays.
     #[must_use]
-    pub fn threads(self, threads: usize) -> TchBackend {
-        tch::set_num_threads(i32::try_from(threads.max(1)).unwrap_or(i32::MAX));
+    pub fn threads(mut self, threads: usize) -> TchBackend {
+        self.options.threads = Some(i32::try_from(threads.max(1)).unwrap_or(i32::MAX));
         self
     }
 

@@ -11,7 +11,7 @@ use tch::Tensor;
 
 use crate::Device;
 use crate::compile::plan::{Place, Plan, Planned};
-use crate::convert::{from_host, read, send, to_host};
+use crate::convert::{from_host, kind, read, send, to_host};
 use crate::kernels::RunCx;
 use crate::native::{self, aten};
 
@@ -124,7 +124,7 @@ impl TchSession {
         let inputs: Vec<Tensor> = inputs
             .iter()
             .zip(names)
-            .map(|(x, input)| send(x, plan.device).at(|| input.name.clone()))
+            .map(|(x, input)| given(x, plan.device).at(|| input.name.clone()))
             .collect::<Result<_>>()?;
         let (pure, effects) = plan.steps.split_at(plan.effects);
         self.execute(pure, &inputs, &cx)?;
@@ -153,6 +153,19 @@ impl TchSession {
         }
         Ok(())
     }
+}
+
+/// An input for a run: on the processor its own memory, else a copy on the device.
+#[allow(unsafe_code)]
+fn given(x: &Host, device: Device) -> Result<Tensor> {
+    if device != Device::Cpu || !x.is_contiguous() || x.dtype().is_packed() || x.is_empty() {
+        return send(x, device);
+    }
+    let shape: SmallVec<[i64; 6]> = x.shape().iter().map(|&n| n as i64).collect();
+    // SAFETY: inputs are borrowed for the whole run, at whose end all slots are emptied; what
+    // variables are assigned is copied unless it has memory of its own; kernels write over
+    // results of the run and over variables only.
+    unsafe { native::borrowed(x.bytes()?, &shape, kind(x.dtype())?) }
 }
 
 /// Writes a result into a tensor, in its own memory where that has the right size.
@@ -185,7 +198,12 @@ impl Session for TchSession {
     fn run_into(&mut self, inputs: &[Host], outputs: &mut Vec<Host>) -> Result<()> {
         self.check(inputs)?;
         if matches!(self.plan.device, Device::Cuda(_)) {
-            native::set_tf32(self.plan.tf32);
+            native::set_tf32(self.plan.options.tf32);
+        }
+        if let Some(threads) = self.plan.options.threads
+            && tch::get_num_threads() != threads
+        {
+            tch::set_num_threads(threads);
         }
         let result = self.run_all(inputs, outputs);
         for slot in &mut self.slots {

@@ -19,6 +19,8 @@ pub(crate) struct Options {
     pub(crate) device: Device,
     /// Whether f32 products on CUDA may be rounded to TF32.
     pub(crate) tf32: bool,
+    /// Threads of an operator on the processor.
+    pub(crate) threads: Option<i32>,
     /// Whether nodes are run as one where libtorch has a kernel for them.
     pub(crate) fusion: bool,
     /// Whether element-wise steps of all parameters are run as one: a GPU is then given fewer,
@@ -38,5 +40,5 @@ pub(crate) fn compile(graph: &Graph, spec: &CompileSpec, options: Options) -> Re
     fold::fold(&mut ir)?;
     ir.remove_dead();
     ir.sort()?;
-    Plan::new(ir, options.device, options.tf32)
+    Plan::new(ir, options)
 }

@@ -7,6 +7,7 @@ use opt_core::backend::Step as StepInfo;
 use opt_core::{DType, Op, Result, TensorType, ValueId};
 use tch::Tensor;
 
+use super::Options;
 use super::ir::{Ir, Kind, Step, Value, Variable};
 use crate::Device;
 use crate::convert::from_host;
@@ -67,12 +68,13 @@ pub(crate) struct Plan {
     /// From which step on variables are written in place: outputs and faults are looked at
     /// before.
     pub(crate) effects: usize,
-    /// Whether f32 products may be rounded to TF32.
-    pub(crate) tf32: bool,
+    /// What it was compiled with.
+    pub(crate) options: Options,
 }
 
 impl Plan {
-    pub(crate) fn new(ir: Ir, device: Device, tf32: bool) -> Result<Plan> {
+    pub(crate) fn new(ir: Ir, options: Options) -> Result<Plan> {
+        let device = options.device;
         let mut places: HashMap<Value, Place> = HashMap::new();
         for (i, (_, v)) in ir.inputs.iter().enumerate() {
             places.insert(*v, Place::Input(i));
@@ -198,7 +200,7 @@ impl Plan {
             slots,
             outputs,
             assignments,
-            tf32,
+            options,
             variables: ir.variables,
         })
     }

@@ -351,6 +351,17 @@ pub(crate) fn gradients(
     Ok(results.into_iter().map(own).collect())
 }
 
+/// Memory of the program as a tensor of the processor, without a copy.
+///
+/// # Safety
+/// The memory outlives the tensor and all that shares its memory, nothing writes to it meanwhile,
+/// and it holds as many elements as the shape has.
+pub(crate) unsafe fn borrowed(bytes: &[u8], shape: &[i64], kind: tch::Kind) -> Result<Tensor> {
+    // SAFETY: as the caller vouches.
+    let tensor = unsafe { Tensor::f_from_blob(bytes.as_ptr(), shape, &[], kind, tch::Device::Cpu) };
+    tensor.map_err(crate::convert::failed)
+}
+
 /// The version of the libtorch that this was compiled against, such as `2.11.0`.
 pub(crate) fn version() -> String {
     // SAFETY: a string constant.
