@@ -244,10 +244,12 @@ fn check(row: &Value, options: &Options, ours: &mut Worker, others: &mut [Worker
     for (worker, peer) in others.iter_mut().zip(&options.peers) {
         let found = losses(worker)?;
         let mut pairs = expected.iter().zip(&found);
-        if !pairs.all(|(&a, &b)| agree(a, b, tolerance)) {
+        // A batch that is learnt by heart has losses near 0, of which rounding is a large part.
+        let least = expected[0].abs() / 10.0;
+        if !pairs.all(|(&a, &b)| agree(a, b, least, tolerance)) {
             return Err(format!(
-                "the losses of the first {CHECKED} steps differ by more than {tolerance} of them: \
-                 ours {expected:?}, {} {found:?}",
+                "the losses of the first {CHECKED} steps differ by more than {tolerance} of them, \
+                 or of a tenth of the first: ours {expected:?}, {} {found:?}",
                 peer.name
             ));
         }

@@ -17,9 +17,10 @@ pub(crate) fn median(values: &[f64]) -> Option<f64> {
     percentile(values, 50.0)
 }
 
-/// Whether two losses agree within a relative tolerance. What is not finite agrees with nothing.
-pub(crate) fn agree(a: f64, b: f64, tolerance: f64) -> bool {
-    (a - b).abs() <= tolerance * a.abs().max(b.abs())
+/// Whether two losses agree within a tolerance relative to them, or to `least` if that is more.
+/// What is not finite agrees with nothing.
+pub(crate) fn agree(a: f64, b: f64, least: f64, tolerance: f64) -> bool {
+    a.is_finite() && (a - b).abs() <= tolerance * a.abs().max(b.abs()).max(least)
 }
 
 #[cfg(test)]
@@ -47,10 +48,11 @@ mod tests {
 
     #[test]
     fn agreement_is_relative_and_finite() {
-        assert!(agree(2.0, 2.0019, 1e-3));
-        assert!(!agree(2.0, 2.003, 1e-3));
-        assert!(agree(0.0, 0.0, 1e-3));
-        assert!(!agree(f64::NAN, f64::NAN, 1e-3));
-        assert!(!agree(f64::INFINITY, f64::INFINITY, 1e-3));
+        assert!(agree(2.0, 2.0019, 0.0, 1e-3));
+        assert!(!agree(2.0, 2.003, 0.0, 1e-3));
+        assert!(agree(0.0, 0.0, 0.0, 1e-3));
+        assert!(!agree(f64::NAN, f64::NAN, 1.0, 1e-3));
+        assert!(!agree(f64::INFINITY, f64::INFINITY, 1.0, 1e-3));
+        assert!(agree(0.001, 0.002, 1.0, 1e-2) && !agree(0.001, 0.02, 1.0, 1e-2));
     }
 }

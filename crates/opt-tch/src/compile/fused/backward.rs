@@ -1,6 +1,6 @@
 //! Gradients of one op, gathered from the nodes that its rule wrote.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use opt_core::ops::UnaryOp;
 use opt_core::{DType, Op, Result, TensorType};
@@ -74,7 +74,7 @@ fn has_backward(op: &Op) -> bool {
 
 pub(super) fn fuse(ir: &mut Ir) -> Result<()> {
     let changes = find(ir)?;
-    let mut removed: Vec<Value> = Vec::new();
+    let mut removed: HashSet<Value> = HashSet::new();
     let mut added: Vec<Step> = Vec::new();
     let filler = TensorType::new(DType::F32, [0]);
     for change in changes {
@@ -106,10 +106,10 @@ fn find(ir: &Ir) -> Result<Vec<Change>> {
     let index = Index::new(ir);
     let mut templates: HashMap<String, Option<Template>> = HashMap::new();
     let mut changes = Vec::new();
-    let mut claimed: Vec<Value> = Vec::new();
+    let mut claimed: HashSet<Value> = HashSet::new();
     for (i, step) in ir.steps.iter().enumerate() {
         let Some(op) = step.op() else { continue };
-        if let Some(change) = recurrent(ir, &index, i, op) {
+        if let Some(change) = of_node(ir, &index, i, op) {
             changes.push(change);
             continue;
         }
@@ -220,7 +220,7 @@ fn change(ir: &Ir, i: usize, op: &Op, found: &Found) -> Option<Change> {
 }
 
 /// Gradients that are nodes of their own, and read what the forward could have kept.
-fn recurrent(ir: &Ir, index: &Index<'_>, i: usize, op: &Op) -> Option<Change> {
+fn of_node(ir: &Ir, index: &Index<'_>, i: usize, op: &Op) -> Option<Change> {
     if !matches!(op, Op::MaxPool(_) | Op::Lstm(_) | Op::Gru(_)) {
         return None;
     }

@@ -1,7 +1,7 @@
 //! Optimizer steps: the update of each parameter is recognised by its formula, and all that have
 //! the same settings become one multi-tensor call that writes the variables in place.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use opt_core::ops::{BinaryOp, Cast, Unary, UnaryOp};
 use opt_core::{DType, Op, Result, Shape, TensorType};
@@ -102,7 +102,7 @@ pub(super) fn fuse(ir: &mut Ir) -> Result<()> {
             let tensors = u.tensors.iter().enumerate();
             tensors.filter(|(i, _)| *i != 1).map(|(_, &v)| v).collect()
         };
-        let written: Vec<Value> = updates.iter().flat_map(written).collect();
+        let written: HashSet<Value> = updates.iter().flat_map(written).collect();
         let mut nodes = Vec::new();
         for step in &ir.steps {
             if matches!(step.op(), Some(Op::Assign(_))) && written.contains(&step.inputs[0]) {
