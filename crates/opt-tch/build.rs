@@ -6,6 +6,7 @@ use std::{env, fs};
 
 fn main() {
     println!("cargo:rerun-if-changed=src/native/shim.cpp");
+    println!("cargo:rerun-if-changed=src/native/pool.cpp");
     println!("cargo:rerun-if-changed=build.rs");
     if env::var_os("CARGO_FEATURE_DOC_ONLY").is_some() {
         return;
@@ -23,6 +24,7 @@ fn main() {
         .include(headers.join("include"))
         .include(headers.join("include/torch/csrc/api/include"))
         .define("_GLIBCXX_USE_CXX11_ABI", &*abi)
+        .file("src/native/pool.cpp")
         .file("src/native/shim.cpp");
     shim.compile("opt_tch_shim");
     for name in ["torch_cpu", "c10"] {

@@ -55,7 +55,8 @@
 //!
 //! Variables, optimizer state and constants stay on the device; a run moves inputs (through
 //! pinned memory, while the program goes on) and outputs, and nothing else. A value is dropped
-//! after its last use. No autograd graph is recorded but for attention and recurrent networks,
+//! after its last use, and written over where nothing else reads it; on the processor a session
+//! keeps the memory of its values between runs. No autograd graph is recorded but for attention and recurrent networks,
 //! whose gradients libtorch has in no other form.
 //!
 //! Products of quantized operands have exact integer sums: `_int_mm` where libtorch takes the

@@ -13,7 +13,7 @@ use crate::Device;
 use crate::compile::plan::{Place, Plan, Planned};
 use crate::convert::{from_host, kind, read, send, to_host};
 use crate::kernels::RunCx;
-use crate::native::{self, aten};
+use crate::native::{self, Pool, aten};
 
 pub(crate) struct TchExecutable {
     pub(crate) plan: Arc<Plan>,
@@ -34,6 +34,7 @@ impl Executable for TchExecutable {
             constants: self.plan.constants(),
             variables: self.plan.initial()?,
             slots: (0..self.plan.slots).map(|_| None).collect(),
+            pool: (self.plan.options.device == Device::Cpu).then(Pool::new),
             plan: self.plan.clone(),
         }))
     }
@@ -48,6 +49,8 @@ struct TchSession {
     constants: Vec<Tensor>,
     variables: Vec<Tensor>,
     slots: Vec<Option<Tensor>>,
+    /// Memory of the processor for the values of a run; devices have allocators that cache.
+    pool: Option<Pool>,
 }
 
 impl TchSession {
@@ -205,7 +208,12 @@ impl Session for TchSession {
         {
             tch::set_num_threads(threads);
         }
+        // Entered without a borrow of the session, which runs meanwhile.
+        let pool = self.pool.take();
+        let entered = pool.as_ref().map(Pool::enter);
         let result = self.run_all(inputs, outputs);
+        drop(entered);
+        self.pool = pool;
         for slot in &mut self.slots {
             *slot = None;
         }

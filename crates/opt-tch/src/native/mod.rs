@@ -6,6 +6,8 @@
 
 #![allow(unsafe_code)]
 
+mod pool;
+
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::ptr;
 use std::sync::OnceLock;
@@ -16,6 +18,7 @@ use tch::Tensor;
 use torch_sys::C_tensor;
 
 use crate::Device;
+pub(crate) use pool::Pool;
 
 /// What an operator gives; lists stand one entry after the other.
 pub(crate) type Outs = SmallVec<[Tensor; 3]>;
