@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::graph::{Bindings, Symbol};
-use crate::{Graph, Result, Tensor, ValueId};
+use crate::{DType, Error, Graph, Result, Tensor, ValueId};
 
 /// How to compile a graph.
 #[derive(Debug, Clone, Default)]
@@ -57,7 +57,7 @@ pub trait Backend: Send + Sync + std::fmt::Debug {
 /// If the number, a rank, a dtype or a fixed size of the inputs is not the graph's, or a symbol
 /// would need two sizes.
 pub fn bindings_of(graph: &Graph, inputs: &[Tensor]) -> Result<Bindings> {
-    use crate::{Dim, Error};
+    use crate::Dim;
     if inputs.len() != graph.inputs().len() {
         return Err(Error::invalid(format!(
             "the graph `{}` takes {} inputs, {} were given",
@@ -111,6 +111,38 @@ pub fn bindings_of(graph: &Graph, inputs: &[Tensor]) -> Result<Bindings> {
         }
     }
     Ok(bindings)
+}
+
+/// For backends: fails unless a tensor that a session is given has the type of the input or
+/// variable that it is for.
+///
+/// # Errors
+/// If the dtype or the shape differs, at the name; says what was expected and found.
+pub fn expect_type(name: &str, dtype: DType, shape: &[usize], found: &Tensor) -> Result<()> {
+    let text = || {
+        let (other, sizes) = (found.dtype(), found.shape());
+        format!("compiled for {dtype}{shape:?}, found {other}{sizes:?}")
+    };
+    if found.dtype() != dtype {
+        return Err(Error::dtype(text()).at(name));
+    }
+    if found.shape() != shape {
+        return Err(Error::shape(text()).at(name));
+    }
+    Ok(())
+}
+
+/// For backends: fails unless there are as many inputs as a graph takes.
+///
+/// # Errors
+/// If there are not.
+pub fn expect_count(expected: usize, found: usize) -> Result<()> {
+    if expected == found {
+        return Ok(());
+    }
+    Err(Error::invalid(format!(
+        "the graph takes {expected} inputs, {found} were given"
+    )))
 }
 
 /// The symbol of `k * symbol + c`, and its value where that is `size`.

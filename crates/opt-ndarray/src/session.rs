@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use opt_core::backend::Step as StepInfo;
+use opt_core::backend::{Step as StepInfo, expect_count, expect_type};
 use opt_core::tensor::Buffer;
 use opt_core::{DType, Element, Error, Executable, Result, ResultExt, Session, Tensor, ValueId};
 use smallvec::SmallVec;
@@ -118,30 +118,9 @@ impl CpuSession {
     }
 
     fn check(&self, inputs: &[Tensor]) -> Result<()> {
-        if inputs.len() != self.plan.inputs.len() {
-            return Err(Error::invalid(format!(
-                "the graph takes {} inputs, {} were given",
-                self.plan.inputs.len(),
-                inputs.len()
-            )));
-        }
+        expect_count(self.plan.inputs.len(), inputs.len())?;
         for (tensor, (name, port)) in inputs.iter().zip(&self.plan.inputs) {
-            if tensor.dtype() != port.dtype {
-                return Err(Error::dtype(format!(
-                    "expected {}, found {}",
-                    port.dtype,
-                    tensor.dtype()
-                ))
-                .at(name.clone()));
-            }
-            if tensor.shape() != &port.shape[..] {
-                return Err(Error::shape(format!(
-                    "the graph was compiled for shape {:?}, found {:?}",
-                    &port.shape[..],
-                    tensor.shape()
-                ))
-                .at(name.clone()));
-            }
+            expect_type(name, port.dtype, &port.shape, tensor)?;
         }
         Ok(())
     }
@@ -332,16 +311,7 @@ impl Session for CpuSession {
         let index = self.variable_index(id)?;
         let variable = &self.plan.variables[index];
         let old = &variable.content;
-        if content.dtype() != old.dtype() || content.shape() != old.shape() {
-            return Err(Error::shape(format!(
-                "the variable is {}{:?}, the new content {}{:?}",
-                old.dtype(),
-                old.shape(),
-                content.dtype(),
-                content.shape()
-            ))
-            .at(variable.name.clone()));
-        }
+        expect_type(&variable.name, old.dtype(), old.shape(), content)?;
         let content = content.contiguous();
         match &mut self.variables[index] {
             State::Owned(buffer) => buffer.bytes_mut().copy_from_slice(content.bytes()?),

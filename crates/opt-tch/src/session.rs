@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use opt_core::Tensor as Host;
-use opt_core::backend::Step as StepInfo;
+use opt_core::backend::{Step as StepInfo, expect_count, expect_type};
 use opt_core::{DType, Element, Error, ErrorKind, Executable, Result, ResultExt, Session, ValueId};
 use smallvec::SmallVec;
 use tch::Tensor;
@@ -55,31 +55,10 @@ struct TchSession {
 
 impl TchSession {
     fn check(&self, inputs: &[Host]) -> Result<()> {
-        if inputs.len() != self.plan.inputs.len() {
-            return Err(Error::invalid(format!(
-                "the graph takes {} inputs, {} were given",
-                self.plan.inputs.len(),
-                inputs.len()
-            )));
-        }
+        expect_count(self.plan.inputs.len(), inputs.len())?;
         for (tensor, input) in inputs.iter().zip(&self.plan.inputs) {
-            if tensor.dtype() != input.ty.dtype {
-                return Err(Error::dtype(format!(
-                    "expected {}, found {}",
-                    input.ty.dtype,
-                    tensor.dtype()
-                ))
-                .at(input.name.clone()));
-            }
             let shape = input.ty.shape.fixed()?;
-            if tensor.shape() != &shape[..] {
-                return Err(Error::shape(format!(
-                    "the graph was compiled for shape {:?}, found {:?}",
-                    &shape[..],
-                    tensor.shape()
-                ))
-                .at(input.name.clone()));
-            }
+            expect_type(&input.name, input.ty.dtype, &shape, tensor)?;
         }
         Ok(())
     }
@@ -235,16 +214,7 @@ impl Session for TchSession {
         let index = self.plan.variable(id).ok_or_else(|| unknown(id))?;
         let variable = &self.plan.variables[index];
         let old = &variable.content;
-        if content.dtype() != old.dtype() || content.shape() != old.shape() {
-            return Err(Error::shape(format!(
-                "the variable is {}{:?}, the new content {}{:?}",
-                old.dtype(),
-                old.shape(),
-                content.dtype(),
-                content.shape()
-            ))
-            .at(variable.name.clone()));
-        }
+        expect_type(&variable.name, old.dtype(), old.shape(), content)?;
         self.variables[index] = from_host(content, self.plan.device)?;
         Ok(())
     }

@@ -1,6 +1,6 @@
 //! The cases that every backend runs, on libtorch's CPU device and on CUDA where there is one.
 
-use opt_suite::{failures, forward, gradients, mixed_precision, training};
+use opt_suite::{Case, failures, forward, gradients, mixed_precision, training};
 use opt_tch::{Device, TchBackend};
 
 fn devices() -> Vec<Device> {
@@ -11,12 +11,9 @@ fn devices() -> Vec<Device> {
     devices
 }
 
-#[test]
-fn gradients_hold() {
-    let cases = gradients::cases();
+fn all_hold(cases: &[Case]) {
     for device in devices() {
-        let backend = TchBackend::new(device).unwrap();
-        let failed = failures(&backend, &cases);
+        let failed = failures(&TchBackend::new(device).unwrap(), cases);
         assert!(
             failed.is_empty(),
             "{} of {} on {device}:\n{}",
@@ -28,18 +25,13 @@ fn gradients_hold() {
 }
 
 #[test]
+fn gradients_hold() {
+    all_hold(&gradients::cases());
+}
+
+#[test]
 fn outputs_agree() {
-    let cases = forward::cases();
-    for device in devices() {
-        let failed = failures(&TchBackend::new(device).unwrap(), &cases);
-        assert!(
-            failed.is_empty(),
-            "{} of {} on {device}:\n{}",
-            failed.len(),
-            cases.len(),
-            failed.join("\n")
-        );
-    }
+    all_hold(&forward::cases());
 }
 
 #[test]
