@@ -256,3 +256,27 @@ fn lists_of_tensors_compute_what_each_would() {
         opt_suite::close(a, b, 1e-12).unwrap();
     }
 }
+
+/// What a GPU's runs do with indices, on tensors of the processor.
+#[test]
+fn indices_out_of_range_are_clamped_and_reported() {
+    use crate::convert::{from_host, to_host};
+    use crate::kernels::RunCx;
+
+    for (indices, fault) in [([0i64, 2, 1], false), ([0, 3, 1], true), ([-1, 0, 2], true)] {
+        let cx = RunCx::new(Device::Cuda(0));
+        let given = from_host(&Tensor::new([3], indices).unwrap(), Device::Cpu).unwrap();
+        let safe = cx.guard(given, 3, "a table").unwrap();
+        let safe = to_host(&safe, DType::I64).unwrap().to_f64s();
+        let clamped = indices.map(|i| i.clamp(0, 2) as f64);
+        assert_eq!(safe, clamped);
+        let checked = cx.check();
+        assert_eq!(checked.is_err(), fault, "{indices:?}");
+        if let Err(error) = checked {
+            assert_eq!(error.kind(), ErrorKind::Data);
+            assert!(error.to_string().contains("a table"), "{error}");
+        }
+        // A fault is told once.
+        cx.check().unwrap();
+    }
+}
