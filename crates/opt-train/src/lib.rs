@@ -51,7 +51,10 @@ pub mod trainer;
 pub use loss::{Bce, CrossEntropy, KlDiv, Loss, Mse, SoftCrossEntropy};
 pub use loss_scale::LossScale;
 pub use opt_core::{Error, ErrorKind, Result};
-pub use optimizer::{Adagrad, Adam, AdamW, GradientDescent, Optimizer, RmsProp, Sgd, Slots};
+pub use optimizer::{
+    Adadelta, Adagrad, Adam, AdamW, Adamax, GradientDescent, Lion, NAdam, Optimizer, RAdam,
+    RmsProp, Sgd, Slots,
+};
 #[cfg(feature = "progress")]
 pub use progress::ProgressBar;
 pub use schedule::{Constant, Cosine, Schedule, StepDecay, Warmup};

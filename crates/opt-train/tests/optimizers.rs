@@ -4,8 +4,8 @@ use opt_core::Backend;
 use opt_core::{CompileSpec, DType, GraphBuilder, Tensor, TensorType};
 use opt_ndarray::NdarrayBackend;
 use opt_train::{
-    Adagrad, Adam, AdamW, GradientDescent, Mse, Optimizer, RmsProp, Sgd, StepOptions, Supervised,
-    training_graph,
+    Adadelta, Adagrad, Adam, AdamW, Adamax, GradientDescent, Lion, Mse, NAdam, Optimizer, RAdam,
+    RmsProp, Sgd, StepOptions, Supervised, training_graph,
 };
 use serde_json::Value;
 
@@ -66,6 +66,72 @@ fn setting(name: &str) -> (Box<dyn Optimizer>, f32) {
             };
             (Box::new(adamw), 0.02)
         }
+        "adadelta" => (Box::new(Adadelta::default()), 1.0),
+        "adadelta_decay" => {
+            let adadelta = Adadelta {
+                rho: 0.8,
+                eps: 1e-4,
+                weight_decay: 0.1,
+            };
+            (Box::new(adadelta), 2.0)
+        }
+        "amsgrad" => {
+            let adam = Adam {
+                beta1: 0.8,
+                beta2: 0.9,
+                amsgrad: true,
+                ..Adam::default()
+            };
+            (Box::new(adam), 0.05)
+        }
+        "amsgrad_decoupled" => {
+            let adam = Adam {
+                amsgrad: true,
+                ..Adam::default()
+            };
+            let weight_decay = 0.1;
+            (Box::new(AdamW { adam, weight_decay }), 0.05)
+        }
+        "adamax" => (Box::new(Adamax::default()), 0.02),
+        "adamax_decay" => {
+            let adamax = Adamax {
+                beta1: 0.8,
+                beta2: 0.95,
+                weight_decay: 0.1,
+                ..Adamax::default()
+            };
+            (Box::new(adamax), 0.02)
+        }
+        "nadam" => (Box::new(NAdam::default()), 0.01),
+        "nadam_decay" => {
+            let nadam = NAdam {
+                beta1: 0.8,
+                beta2: 0.95,
+                weight_decay: 0.1,
+                momentum_decay: 0.02,
+                ..NAdam::default()
+            };
+            (Box::new(nadam), 0.02)
+        }
+        "radam" => (Box::new(RAdam::default()), 0.02),
+        "radam_decay" => {
+            let radam = RAdam {
+                beta1: 0.8,
+                beta2: 0.95,
+                weight_decay: 0.1,
+                ..RAdam::default()
+            };
+            (Box::new(radam), 0.02)
+        }
+        "lion" => (Box::new(Lion::default()), 0.005),
+        "lion_decay" => {
+            let lion = Lion {
+                beta1: 0.8,
+                beta2: 0.9,
+                weight_decay: 0.5,
+            };
+            (Box::new(lion), 0.005)
+        }
         other => panic!("the script has a setting `{other}` that the test does not know"),
     }
 }
@@ -84,7 +150,7 @@ fn trajectories_equal_pytorchs() {
     let x = Tensor::new([12, 5], numbers(&golden["x"])).unwrap();
     let y = Tensor::new([12, 3], numbers(&golden["y"])).unwrap();
     let settings = golden["settings"].as_object().expect("settings");
-    assert_eq!(settings.len(), 12);
+    assert_eq!(settings.len(), 24);
     for (name, expected) in settings {
         let (optimizer, lr) = setting(name);
         let mut b = GraphBuilder::new("linear");

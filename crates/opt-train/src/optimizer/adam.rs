@@ -15,6 +15,9 @@ pub struct Adam {
     pub eps: f64,
     /// L2 penalty, added to the gradient; see [`AdamW`] for the decoupled kind.
     pub weight_decay: f64,
+    /// Whether the largest mean square so far takes the place of the last one (AMSGrad, Reddi et
+    /// al. 2018).
+    pub amsgrad: bool,
 }
 
 impl Default for Adam {
@@ -24,6 +27,7 @@ impl Default for Adam {
             beta2: 0.999,
             eps: 1e-8,
             weight_decay: 0.0,
+            amsgrad: false,
         }
     }
 }
@@ -48,16 +52,6 @@ impl Default for AdamW {
 }
 
 impl Adam {
-    /// `1 / (1 - beta^step)`, or its root.
-    fn correction(b: &mut GraphBuilder, step: ValueId, beta: f64, root: bool) -> Result<ValueId> {
-        let beta = b.scalar_like(step, beta)?;
-        let power = b.pow(beta, step)?;
-        let rest = b.neg(power)?;
-        let rest = b.add_scalar(rest, 1.0)?;
-        let rest = if root { b.sqrt(rest)? } else { rest };
-        b.reciprocal(rest)
-    }
-
     /// The parameter after a step from `from` along the corrected mean.
     fn step(
         &self,
@@ -80,9 +74,18 @@ impl Adam {
         let new_v = blend(b, self.beta2, v, 1.0 - self.beta2, g2)?;
         b.assign(m, new_m)?;
         b.assign(v, new_v)?;
-        let first = slots.of_step(b, dtype, |b, t| Adam::correction(b, t, self.beta1, false))?;
-        let second = slots.of_step(b, dtype, |b, t| Adam::correction(b, t, self.beta2, true))?;
-        let root = b.sqrt(new_v)?;
+        let first = slots.of_step(b, dtype, |b, t| correction(b, t, self.beta1, false))?;
+        let second = slots.of_step(b, dtype, |b, t| correction(b, t, self.beta2, true))?;
+        let largest = match self.amsgrad {
+            true => {
+                let old = slots.get(b, param, "max_exp_avg_sq", 0.0)?;
+                let largest = b.maximum(old, new_v)?;
+                b.assign(old, largest)?;
+                largest
+            }
+            false => new_v,
+        };
+        let root = b.sqrt(largest)?;
         let root = b.mul(root, second)?;
         let root = b.add_scalar(root, self.eps)?;
         let rate = b.mul(lr, first)?;
@@ -120,4 +123,24 @@ impl Optimizer for AdamW {
         let from = b.mul(param, shrink)?;
         self.adam.step(b, (param, from), grad, lr, slots)
     }
+}
+
+/// `1 - beta^t`
+pub(super) fn power_rest(b: &mut GraphBuilder, step: ValueId, beta: f64) -> Result<ValueId> {
+    let beta = b.scalar_like(step, beta)?;
+    let power = b.pow(beta, step)?;
+    let rest = b.neg(power)?;
+    b.add_scalar(rest, 1.0)
+}
+
+/// `1 / (1 - beta^t)` or, with `root`, `1 / sqrt(1 - beta^t)`.
+pub(super) fn correction(
+    b: &mut GraphBuilder,
+    step: ValueId,
+    beta: f64,
+    root: bool,
+) -> Result<ValueId> {
+    let rest = power_rest(b, step, beta)?;
+    let rest = if root { b.sqrt(rest)? } else { rest };
+    b.reciprocal(rest)
 }

@@ -1,13 +1,23 @@
 //! Optimizers as graph builders, one a file: each adds the nodes that compute a parameter's new
 //! value, so that it runs on every backend, fused with the rest of the step.
 
+mod adadelta;
 mod adagrad;
 mod adam;
+mod adamax;
+mod lion;
+mod nadam;
+mod radam;
 mod rmsprop;
 mod sgd;
 
+pub use adadelta::Adadelta;
 pub use adagrad::Adagrad;
 pub use adam::{Adam, AdamW};
+pub use adamax::Adamax;
+pub use lion::Lion;
+pub use nadam::NAdam;
+pub use radam::RAdam;
 pub use rmsprop::RmsProp;
 pub use sgd::{GradientDescent, Sgd};
 
@@ -89,6 +99,18 @@ impl Slots {
         }
         let ty = b.type_of(param).clone();
         b.variable(&name, Tensor::full(ty.dtype, ty.shape.fixed()?, initial)?)
+    }
+
+    /// A variable of one number, in `f64`.
+    ///
+    /// # Errors
+    /// If the name is taken by something else.
+    pub fn number(&mut self, b: &mut GraphBuilder, name: &str, initial: f64) -> Result<ValueId> {
+        let name = format!("{}.{name}", self.prefix);
+        if let Ok(found) = b.graph().find(&name) {
+            return Ok(found);
+        }
+        b.variable(&name, Tensor::scalar(initial))
     }
 
     /// The number of this step, 1 for the first, as an `f64` scalar: bias corrections lose digits
