@@ -45,6 +45,13 @@ def main(folder):
     soft[0] = torch.tensor([1.0, 0.0, 0.0, 0.0])
     kl = lambda p, t: F.kl_div(p, t, reduction="batchmean")
     case("kl_div", kl, torch.log_softmax(logits, 1), soft)
+    target = logits + torch.randn(6, 4)
+    target[0, 0] = logits[0, 0]
+    case("mae", F.l1_loss, logits, target)
+    case("huber", lambda p, t: F.huber_loss(p, t, delta=0.7), logits, target)
+    smooth = lambda p, t: F.cross_entropy(p, t, label_smoothing=0.2)
+    case("smoothed_cross_entropy", smooth, logits, torch.tensor([0, 3, 1, 1, 2, 0]))
+    case("smoothed_cross_entropy", smooth, dense, torch.randint(0, 3, (2, 4)))
     path = pathlib.Path(folder) / "losses.json"
     path.write_text(json.dumps(cases, indent=1) + "\n")
 

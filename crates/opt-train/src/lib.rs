@@ -48,7 +48,9 @@ pub mod schedule;
 pub mod step;
 pub mod trainer;
 
-pub use loss::{Bce, CrossEntropy, KlDiv, Loss, Mse, SoftCrossEntropy};
+pub use loss::{
+    Bce, CrossEntropy, Huber, KlDiv, Loss, Mae, Mse, SmoothedCrossEntropy, SoftCrossEntropy,
+};
 pub use loss_scale::LossScale;
 pub use opt_core::{Error, ErrorKind, Result};
 pub use optimizer::{

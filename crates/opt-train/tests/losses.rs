@@ -3,7 +3,9 @@
 use opt_core::autodiff::grad;
 use opt_core::{Backend, DType, GraphBuilder, Tensor, TensorType};
 use opt_ndarray::NdarrayBackend;
-use opt_train::{Bce, CrossEntropy, KlDiv, Loss, Mse, SoftCrossEntropy};
+use opt_train::{
+    Bce, CrossEntropy, Huber, KlDiv, Loss, Mae, Mse, SmoothedCrossEntropy, SoftCrossEntropy,
+};
 use serde_json::Value;
 
 fn tensor(value: &Value, dtype: DType) -> Tensor {
@@ -24,7 +26,7 @@ fn values_and_gradients_equal_pytorchs() {
     let golden: Value =
         serde_json::from_str(include_str!("golden/losses.json")).expect("golden JSON");
     let cases = golden.as_array().expect("a list of cases");
-    assert_eq!(cases.len(), 6);
+    assert_eq!(cases.len(), 10);
     for case in cases {
         let name = case["loss"].as_str().expect("a name");
         let loss: &dyn Loss = match name {
@@ -33,6 +35,11 @@ fn values_and_gradients_equal_pytorchs() {
             "mse" => &Mse,
             "bce" => &Bce,
             "kl_div" => &KlDiv,
+            "mae" => &Mae,
+            "huber" => &Huber { delta: 0.7 },
+            "smoothed_cross_entropy" => &SmoothedCrossEntropy {
+                label_smoothing: 0.2,
+            },
             other => panic!("the script has a loss `{other}` that the test does not know"),
         };
         let prediction = tensor(&case["prediction"], DType::F64);
@@ -62,5 +69,30 @@ fn values_and_gradients_equal_pytorchs() {
                 "{name}: {found} against {expected}"
             );
         }
+    }
+}
+
+#[test]
+fn settings_out_of_range_are_errors() {
+    let ty = TensorType::new(DType::F32, [2, 3]);
+    let cases: [(&dyn Loss, &str); 4] = [
+        (&Huber { delta: 0.0 }, "delta"),
+        (&Huber { delta: f64::NAN }, "delta"),
+        (
+            &SmoothedCrossEntropy {
+                label_smoothing: 1.1,
+            },
+            "label smoothing",
+        ),
+        (
+            &SmoothedCrossEntropy {
+                label_smoothing: f64::NAN,
+            },
+            "label smoothing",
+        ),
+    ];
+    for (loss, name) in cases {
+        let error = loss.target_type(&ty).unwrap_err().to_string();
+        assert!(error.contains(name), "{loss:?}: {error}");
     }
 }

@@ -54,3 +54,42 @@ impl Loss for SoftCrossEntropy {
         b.neg(mean)
     }
 }
+
+/// Softmax cross-entropy with class indices of which some probability is spread over all classes
+/// (Szegedy et al. 2016; PyTorch's `CrossEntropyLoss` with `label_smoothing`): logits
+/// `[N, C, ..]`, indices `[N, ..]` (`i64`), the mean over all entries.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct SmoothedCrossEntropy {
+    /// The probability that is spread, in `[0, 1]`.
+    pub label_smoothing: f64,
+}
+
+impl Default for SmoothedCrossEntropy {
+    fn default() -> SmoothedCrossEntropy {
+        SmoothedCrossEntropy {
+            label_smoothing: 0.1,
+        }
+    }
+}
+
+impl Loss for SmoothedCrossEntropy {
+    fn target_type(&self, prediction: &TensorType) -> Result<TensorType> {
+        if !(0.0..=1.0).contains(&self.label_smoothing) {
+            return Err(Error::invalid(format!(
+                "label smoothing is {}, not in [0, 1]",
+                self.label_smoothing
+            )));
+        }
+        CrossEntropy.target_type(prediction)
+    }
+
+    fn build(&self, b: &mut GraphBuilder, prediction: ValueId, target: ValueId) -> Result<ValueId> {
+        let of_label = CrossEntropy.build(b, prediction, target)?;
+        // The mean over the classes is the cross-entropy with each of them.
+        let log = b.log_softmax(prediction, 1)?;
+        let of_all = b.mean_all(log)?;
+        let of_label = b.mul_scalar(of_label, 1.0 - self.label_smoothing)?;
+        let of_all = b.mul_scalar(of_all, -self.label_smoothing)?;
+        b.add(of_label, of_all)
+    }
+}

@@ -2,12 +2,16 @@
 
 mod bce;
 mod cross_entropy;
+mod huber;
 mod kl_div;
+mod mae;
 mod mse;
 
 pub use bce::Bce;
-pub use cross_entropy::{CrossEntropy, SoftCrossEntropy};
+pub use cross_entropy::{CrossEntropy, SmoothedCrossEntropy, SoftCrossEntropy};
+pub use huber::Huber;
 pub use kl_div::KlDiv;
+pub use mae::Mae;
 pub use mse::Mse;
 
 use opt_core::{GraphBuilder, Result, TensorType, ValueId};
