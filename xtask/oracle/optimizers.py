@@ -42,6 +42,19 @@ class Lion(torch.optim.Optimizer):
                 m.copy_(beta2 * m + (1 - beta2) * g)
 
 
+class Muon(torch.optim.Muon):
+    """PyTorch's own, but for the 16 bits that it iterates in: their rounding differs from machine
+    to machine by more than the tolerance."""
+
+    def step(self):
+        cast = torch.Tensor.bfloat16
+        torch.Tensor.bfloat16 = torch.Tensor.clone
+        try:
+            super().step()
+        finally:
+            torch.Tensor.bfloat16 = cast
+
+
 SETTINGS = {
     "gradient_descent": lambda p: torch.optim.SGD(p, lr=0.05),
     "sgd_decay": lambda p: torch.optim.SGD(p, lr=0.05, weight_decay=0.1),
@@ -79,6 +92,11 @@ SETTINGS = {
     ),
     "lion": lambda p: Lion(p, lr=0.005),
     "lion_decay": lambda p: Lion(p, lr=0.005, betas=(0.8, 0.9), weight_decay=0.5),
+    "muon": lambda p: Muon(p, lr=0.02),
+    "muon_tall": lambda p: Muon(
+        p, lr=0.02, weight_decay=0.5, momentum=0.8, nesterov=False, ns_steps=3
+    ),
+    "muon_match_rms": lambda p: Muon(p, lr=0.02, adjust_lr_fn="match_rms_adamw"),
 }
 
 
@@ -92,6 +110,10 @@ def main(folder):
         "settings": {},
     }
     for name, make in SETTINGS.items():
+        x, y, start = problem()
+        if name.endswith("_tall"):
+            # The weights get more rows than columns.
+            x, y, start = y, x, start.T.contiguous()
         w = start.clone().requires_grad_()
         optimizer = make([w])
         losses = []

@@ -54,8 +54,8 @@ pub use loss::{
 pub use loss_scale::LossScale;
 pub use opt_core::{Error, ErrorKind, Result};
 pub use optimizer::{
-    Adadelta, Adagrad, Adam, AdamW, Adamax, GradientDescent, Lion, NAdam, Optimizer, RAdam,
-    RmsProp, Sgd, Slots,
+    Adadelta, Adagrad, Adam, AdamW, Adamax, GradientDescent, Groups, Lion, Muon, MuonScale, NAdam,
+    Optimizer, RAdam, RmsProp, Sgd, Slots,
 };
 #[cfg(feature = "progress")]
 pub use progress::ProgressBar;

@@ -134,6 +134,7 @@ pub fn training_graph(
     b.clear_outputs();
     let mut loss = objective_nodes(&mut b, objective, &io)?;
     let parameters = trained(b.graph(), loss, &assigned, &options.frozen)?;
+    optimizer.check(b.graph(), &parameters)?;
     loss = regularized(&mut b, loss, &parameters, options)?;
     let lr = b.input(LR, TensorType::new(DType::F32, Shape::default()))?;
     let scaling = options.loss_scale.map(|s| Scaling::new(&mut b, s));

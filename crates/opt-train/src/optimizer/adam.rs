@@ -2,7 +2,7 @@
 
 use opt_core::{GraphBuilder, Result, ValueId};
 
-use super::{Optimizer, Slots, blend, decayed, in_range};
+use super::{Optimizer, Slots, adaptive_in_range, decayed, in_range, moments, shrunk};
 
 /// Adam (Kingma & Ba 2015, algorithm 1), with both bias corrections.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -61,19 +61,11 @@ impl Adam {
         lr: ValueId,
         slots: &mut Slots,
     ) -> Result<ValueId> {
-        in_range("beta1", self.beta1, 0.0, 1.0)?;
-        in_range("beta2", self.beta2, 0.0, 1.0)?;
-        in_range("eps", self.eps, 0.0, f64::INFINITY)?;
-        in_range("weight decay", self.weight_decay, 0.0, f64::INFINITY)?;
+        adaptive_in_range((self.beta1, self.beta2), self.eps, self.weight_decay)?;
         let dtype = b.type_of(param).dtype;
         let g = decayed(b, param, grad, self.weight_decay)?;
-        let m = slots.get(b, param, "exp_avg", 0.0)?;
-        let v = slots.get(b, param, "exp_avg_sq", 0.0)?;
-        let new_m = blend(b, self.beta1, m, 1.0 - self.beta1, g)?;
-        let g2 = b.mul(g, g)?;
-        let new_v = blend(b, self.beta2, v, 1.0 - self.beta2, g2)?;
-        b.assign(m, new_m)?;
-        b.assign(v, new_v)?;
+        let betas = (self.beta1, self.beta2);
+        let (new_m, new_v) = moments(b, param, g, betas, slots)?;
         let first = slots.of_step(b, dtype, |b, t| correction(b, t, self.beta1, false))?;
         let second = slots.of_step(b, dtype, |b, t| correction(b, t, self.beta2, true))?;
         let largest = match self.amsgrad {
@@ -118,9 +110,7 @@ impl Optimizer for AdamW {
         slots: &mut Slots,
     ) -> Result<ValueId> {
         in_range("weight decay", self.weight_decay, 0.0, f64::INFINITY)?;
-        let shrink = b.mul_scalar(lr, -self.weight_decay)?;
-        let shrink = b.add_scalar(shrink, 1.0)?;
-        let from = b.mul(param, shrink)?;
+        let from = shrunk(b, param, lr, self.weight_decay)?;
         self.adam.step(b, (param, from), grad, lr, slots)
     }
 }

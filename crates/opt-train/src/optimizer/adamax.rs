@@ -3,7 +3,7 @@
 use opt_core::{GraphBuilder, Result, ValueId};
 
 use super::adam::correction;
-use super::{Optimizer, Slots, blend, decayed, in_range};
+use super::{Optimizer, Slots, adaptive_in_range, blend, decayed};
 
 /// Adamax (Kingma & Ba 2015, algorithm 2), as PyTorch has it: Adam with a decaying maximum of the
 /// gradient's size in place of the root of its mean square.
@@ -39,10 +39,7 @@ impl Optimizer for Adamax {
         lr: ValueId,
         slots: &mut Slots,
     ) -> Result<ValueId> {
-        in_range("beta1", self.beta1, 0.0, 1.0)?;
-        in_range("beta2", self.beta2, 0.0, 1.0)?;
-        in_range("eps", self.eps, 0.0, f64::INFINITY)?;
-        in_range("weight decay", self.weight_decay, 0.0, f64::INFINITY)?;
+        adaptive_in_range((self.beta1, self.beta2), self.eps, self.weight_decay)?;
         let dtype = b.type_of(param).dtype;
         let g = decayed(b, param, grad, self.weight_decay)?;
         let m = slots.get(b, param, "exp_avg", 0.0)?;

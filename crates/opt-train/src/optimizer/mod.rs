@@ -5,7 +5,9 @@ mod adadelta;
 mod adagrad;
 mod adam;
 mod adamax;
+mod groups;
 mod lion;
+mod muon;
 mod nadam;
 mod radam;
 mod rmsprop;
@@ -15,13 +17,15 @@ pub use adadelta::Adadelta;
 pub use adagrad::Adagrad;
 pub use adam::{Adam, AdamW};
 pub use adamax::Adamax;
+pub use groups::Groups;
 pub use lion::Lion;
+pub use muon::{Muon, MuonScale};
 pub use nadam::NAdam;
 pub use radam::RAdam;
 pub use rmsprop::RmsProp;
 pub use sgd::{GradientDescent, Sgd};
 
-use opt_core::{DType, GraphBuilder, Result, Tensor, ValueId};
+use opt_core::{DType, Graph, GraphBuilder, Result, Tensor, ValueId};
 
 /// The variable that counts the steps of a training graph.
 pub const STEP: &str = "optimizer.step";
@@ -58,6 +62,14 @@ pub trait Optimizer: std::fmt::Debug + Send + Sync {
         lr: ValueId,
         slots: &mut Slots,
     ) -> Result<ValueId>;
+
+    /// Looks at the parameters that are going to be trained, before any of them is updated.
+    ///
+    /// # Errors
+    /// If the optimizer does not suit them; here never.
+    fn check(&self, _graph: &Graph, _parameters: &[ValueId]) -> Result<()> {
+        Ok(())
+    }
 }
 
 /// The state of an optimizer for one parameter, as variables named
@@ -145,6 +157,13 @@ fn blend(b: &mut GraphBuilder, a: f64, x: ValueId, c: f64, y: ValueId) -> Result
     b.add(x, y)
 }
 
+/// `param * (1 - lr * decay)`: decoupled weight decay.
+fn shrunk(b: &mut GraphBuilder, param: ValueId, lr: ValueId, decay: f64) -> Result<ValueId> {
+    let shrink = b.mul_scalar(lr, -decay)?;
+    let shrink = b.add_scalar(shrink, 1.0)?;
+    b.mul(param, shrink)
+}
+
 /// `grad + decay * param`: weight decay as PyTorch's coupled optimizers have it.
 fn decayed(b: &mut GraphBuilder, param: ValueId, grad: ValueId, decay: f64) -> Result<ValueId> {
     if decay == 0.0 {
@@ -152,6 +171,32 @@ fn decayed(b: &mut GraphBuilder, param: ValueId, grad: ValueId, decay: f64) -> R
     }
     let term = b.mul_scalar(param, decay)?;
     b.add(grad, term)
+}
+
+/// The running means of a gradient and of its square after this step, assigned to their slots.
+fn moments(
+    b: &mut GraphBuilder,
+    param: ValueId,
+    grad: ValueId,
+    (beta1, beta2): (f64, f64),
+    slots: &mut Slots,
+) -> Result<(ValueId, ValueId)> {
+    let m = slots.get(b, param, "exp_avg", 0.0)?;
+    let v = slots.get(b, param, "exp_avg_sq", 0.0)?;
+    let new_m = blend(b, beta1, m, 1.0 - beta1, grad)?;
+    let square = b.mul(grad, grad)?;
+    let new_v = blend(b, beta2, v, 1.0 - beta2, square)?;
+    b.assign(m, new_m)?;
+    b.assign(v, new_v)?;
+    Ok((new_m, new_v))
+}
+
+/// Fails unless the hyper-parameters that Adam's relatives share are in their ranges.
+fn adaptive_in_range((beta1, beta2): (f64, f64), eps: f64, weight_decay: f64) -> Result<()> {
+    in_range("beta1", beta1, 0.0, 1.0)?;
+    in_range("beta2", beta2, 0.0, 1.0)?;
+    in_range("eps", eps, 0.0, f64::INFINITY)?;
+    in_range("weight decay", weight_decay, 0.0, f64::INFINITY)
 }
 
 /// Fails unless a hyper-parameter is finite and in `[low, high)`.

@@ -3,7 +3,7 @@
 use opt_core::{DType, GraphBuilder, Result, ValueId};
 
 use super::adam::correction;
-use super::{Optimizer, Slots, blend, decayed, in_range};
+use super::{Optimizer, Slots, adaptive_in_range, decayed, in_range, moments};
 
 /// NAdam (Dozat 2016), as PyTorch has it: Adam with Nesterov's momentum, whose factor grows from
 /// half of `beta1` to `beta1`.
@@ -60,21 +60,13 @@ impl Optimizer for NAdam {
         lr: ValueId,
         slots: &mut Slots,
     ) -> Result<ValueId> {
-        in_range("beta1", self.beta1, 0.0, 1.0)?;
-        in_range("beta2", self.beta2, 0.0, 1.0)?;
-        in_range("eps", self.eps, 0.0, f64::INFINITY)?;
-        in_range("weight decay", self.weight_decay, 0.0, f64::INFINITY)?;
+        adaptive_in_range((self.beta1, self.beta2), self.eps, self.weight_decay)?;
         in_range("momentum decay", self.momentum_decay, 0.0, f64::INFINITY)?;
         let dtype = b.type_of(param).dtype;
         let g = decayed(b, param, grad, self.weight_decay)?;
-        let m = slots.get(b, param, "exp_avg", 0.0)?;
-        let v = slots.get(b, param, "exp_avg_sq", 0.0)?;
         let product = slots.number(b, "mu_product", 1.0)?;
-        let new_m = blend(b, self.beta1, m, 1.0 - self.beta1, g)?;
-        let g2 = b.mul(g, g)?;
-        let new_v = blend(b, self.beta2, v, 1.0 - self.beta2, g2)?;
-        b.assign(m, new_m)?;
-        b.assign(v, new_v)?;
+        let betas = (self.beta1, self.beta2);
+        let (new_m, new_v) = moments(b, param, g, betas, slots)?;
 
         let step = slots.step(b)?;
         let after = b.add_scalar(step, 1.0)?;

@@ -3,7 +3,7 @@
 use opt_core::{GraphBuilder, Result, ValueId};
 
 use super::adam::{correction, power_rest};
-use super::{Optimizer, Slots, blend, decayed, in_range};
+use super::{Optimizer, Slots, adaptive_in_range, decayed, in_range, moments};
 
 /// Rectified Adam (Liu et al. 2020), as PyTorch has it: while the variance of the adaptive rate is
 /// not known well (in the first steps), momentum without it; then Adam with a factor that grows
@@ -75,37 +75,25 @@ impl Optimizer for RAdam {
         lr: ValueId,
         slots: &mut Slots,
     ) -> Result<ValueId> {
-        in_range("beta1", self.beta1, 0.0, 1.0)?;
-        in_range("beta2", self.beta2, 0.0, 1.0)?;
-        in_range("eps", self.eps, 0.0, f64::INFINITY)?;
-        in_range("weight decay", self.weight_decay, 0.0, f64::INFINITY)?;
+        adaptive_in_range((self.beta1, self.beta2), self.eps, self.weight_decay)?;
         if self.longest() <= 4.0 {
             // The rectification divides by what is left of 4.
             in_range("beta2", self.beta2, 0.6 + f64::EPSILON, 1.0)?;
         }
         let dtype = b.type_of(param).dtype;
         let g = decayed(b, param, grad, self.weight_decay)?;
-        let m = slots.get(b, param, "exp_avg", 0.0)?;
-        let v = slots.get(b, param, "exp_avg_sq", 0.0)?;
-        let new_m = blend(b, self.beta1, m, 1.0 - self.beta1, g)?;
-        let g2 = b.mul(g, g)?;
-        let new_v = blend(b, self.beta2, v, 1.0 - self.beta2, g2)?;
-        b.assign(m, new_m)?;
-        b.assign(v, new_v)?;
+        let betas = (self.beta1, self.beta2);
+        let (new_m, new_v) = moments(b, param, g, betas, slots)?;
         let first = slots.of_step(b, dtype, |b, t| correction(b, t, self.beta1, false))?;
-        let factor = slots.of_step(b, dtype, |b, t| {
-            let factor = self.rectification(b, t)?;
-            let rest = power_rest(b, t, self.beta2)?;
-            let root = b.sqrt(rest)?;
-            b.mul(factor, root)
-        })?;
-        let plain = slots.of_step(b, dtype, |b, t| {
-            let factor = self.rectification(b, t)?;
-            let zero = b.scalar_like(factor, 0.0)?;
-            let one = b.scalar_like(factor, 1.0)?;
-            let unused = b.equal(factor, zero)?;
-            b.select(unused, one, zero)
-        })?;
+        let step = slots.step(b)?;
+        let rectification = self.rectification(b, step)?;
+        let rest = power_rest(b, step, self.beta2)?;
+        let root = b.sqrt(rest)?;
+        let factor = b.mul(rectification, root)?;
+        let factor = b.cast(factor, dtype)?;
+        let zero = b.scalar_like(rectification, 0.0)?;
+        let unused = b.equal(rectification, zero)?;
+        let plain = b.cast(unused, dtype)?;
         // Either of the two factors is 0.
         let root = b.sqrt(new_v)?;
         let root = b.add_scalar(root, self.eps)?;
