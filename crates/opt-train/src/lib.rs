@@ -59,6 +59,9 @@ pub use optimizer::{
 };
 #[cfg(feature = "progress")]
 pub use progress::ProgressBar;
-pub use schedule::{Constant, Cosine, Schedule, StepDecay, Warmup};
+pub use schedule::{
+    Anneal, Constant, Cosine, CosineRestarts, Exponential, Metric, MultiStepDecay, OneCycle,
+    Polynomial, ReduceOnPlateau, Schedule, StepDecay, Warmup,
+};
 pub use step::{Clip, ModelIo, Objective, StepOptions, Supervised, training_graph};
 pub use trainer::{Epoch, FineTune, History, Trainer};

@@ -30,6 +30,18 @@ pub struct Epoch {
     pub val_accuracy: Option<f64>,
 }
 
+impl Epoch {
+    /// An epoch with its training loss and nothing from validation.
+    pub fn new(epoch: u64, loss: f64) -> Epoch {
+        Epoch {
+            epoch,
+            loss,
+            val_loss: None,
+            val_accuracy: None,
+        }
+    }
+}
+
 /// What happened during training.
 #[derive(Debug, Clone, Default, PartialEq)]
 #[non_exhaustive]

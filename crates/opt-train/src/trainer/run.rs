@@ -228,6 +228,7 @@ pub(super) fn fit(
     if trainer.batch_size == 0 {
         return Err(Error::invalid("the batch size is 0"));
     }
+    trainer.schedule.check()?;
     if validation.is_none() && trainer.patience.is_some() {
         return Err(Error::invalid("early stopping needs a validation set"));
     }
@@ -298,7 +299,9 @@ pub(super) fn fit(
             }
             debug_assert_eq!(inputs.len(), data_inputs);
             let size = inputs[0].shape().first().copied().unwrap_or(1);
-            let lr = trainer.schedule.lr(step, total);
+            let lr = trainer
+                .schedule
+                .lr_after(step, total, &state.history.epochs);
             inputs.push(Tensor::scalar(lr as f32));
             let outputs = steps.of(size)?.run(&inputs).at(|| format!("step {step}"))?;
             let loss = outputs[0].item()?;
@@ -323,12 +326,7 @@ pub(super) fn fit(
                 metrics: vec![("loss", loss), ("lr", lr)],
             });
         }
-        let mut record = Epoch {
-            epoch,
-            loss: sum / seen as f64,
-            val_loss: None,
-            val_accuracy: None,
-        };
+        let mut record = Epoch::new(epoch, sum / seen as f64);
         let scale = steps.loss_scale(epoch)?;
         if let Some(validation) = validation {
             eval.load(steps.sync()?)?;
