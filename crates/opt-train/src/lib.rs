@@ -38,7 +38,9 @@
 
 #![forbid(unsafe_code)]
 
+pub mod accumulate;
 pub mod checkpoint;
+mod ema;
 pub mod loss;
 pub mod loss_scale;
 pub mod optimizer;

@@ -114,22 +114,17 @@ impl Scaling {
         // The reciprocal is PyTorch's: taken in f64.
         let inverse = b.cast(self.scale, DType::F64)?;
         let inverse = b.reciprocal(inverse)?;
-        let mut total = b.scalar(DType::F32, 0.0)?;
+        let mut wide_grads = Vec::with_capacity(grads.len());
         for gradient in grads {
             let (own, dtype) = (b.type_of(*gradient).dtype, wide(b, *gradient));
             let factor = b.cast(inverse, DType::F32)?;
             let factor = b.cast(factor, dtype)?;
             let g = b.cast(*gradient, dtype)?;
             let g = b.mul(g, factor)?;
-            // 0 where it is finite, else NaN.
-            let zeros = b.mul_scalar(g, 0.0)?;
-            let zero = b.sum_all(zeros)?;
-            let zero = b.cast(zero, DType::F32)?;
-            total = b.add(total, zero)?;
+            wide_grads.push(g);
             *gradient = b.cast(g, own)?;
         }
-        let zero = b.scalar(DType::F32, 0.0)?;
-        b.equal(total, zero)
+        all_finite(b, &wide_grads)
     }
 
     /// Adds the factor's update.
@@ -152,6 +147,20 @@ impl Scaling {
         b.assign(self.scale, scale)?;
         Ok(())
     }
+}
+
+/// Whether all entries of all gradients are finite.
+pub(crate) fn all_finite(b: &mut GraphBuilder, grads: &[ValueId]) -> Result<ValueId> {
+    let mut total = b.scalar(DType::F32, 0.0)?;
+    for &gradient in grads {
+        // 0 where it is finite, else NaN.
+        let zeros = b.mul_scalar(gradient, 0.0)?;
+        let zero = b.sum_all(zeros)?;
+        let zero = b.cast(zero, DType::F32)?;
+        total = b.add(total, zero)?;
+    }
+    let zero = b.scalar(DType::F32, 0.0)?;
+    b.equal(total, zero)
 }
 
 /// The dtype in which a value is scaled.

@@ -7,9 +7,10 @@ use opt_core::ops::Op;
 use opt_core::pass::{TrainMode, enforce_masks};
 use opt_core::{DType, Error, ErrorKind, Graph, GraphBuilder, Result, Shape, TensorType, ValueId};
 
-use crate::loss_scale::{LossScale, Scaling, guard};
+use crate::accumulate::Accumulation;
+use crate::loss_scale::{LossScale, Scaling, all_finite, guard};
 use crate::optimizer::{Optimizer, STEP, Slots};
-use crate::{Loss, loss};
+use crate::{Loss, ema, loss};
 
 /// The input that carries the learning rate.
 pub const LR: &str = "lr";
@@ -97,6 +98,13 @@ pub struct StepOptions {
     pub clip: Option<Clip>,
     /// Scaling of the loss, for a model that runs in `f16`.
     pub loss_scale: Option<LossScale>,
+    /// Whether gradients are summed over several runs before parameters change: the step then has
+    /// the inputs [`WEIGHT`](crate::accumulate::WEIGHT) (`f32`) and
+    /// [`UPDATE`](crate::accumulate::UPDATE) (`bool`) after `lr`.
+    pub accumulate: bool,
+    /// Decay of the parameters' moving averages, in `[0, 1)`; they are the variables
+    /// `ema.<parameter>`.
+    pub ema: Option<f64>,
     /// Parameters whose names contain one of these are not trained; one that matches nothing is
     /// an error.
     pub frozen: Vec<String>,
@@ -107,7 +115,8 @@ pub struct StepOptions {
 /// Inputs: those of the model, then `target`, `target_1`, .. as the objective has them, then the
 /// scalar `lr`. Outputs: `loss`, then those of the model. Every parameter that the loss depends
 /// on is assigned its new value; pruning masks hold. With a [`LossScale`] a step whose gradients
-/// are not finite assigns no parameter.
+/// are not finite assigns no parameter; with [`StepOptions::accumulate`] no step does that is not
+/// told to.
 ///
 /// # Errors
 /// [`ErrorKind::InvalidArgument`] if an option is out of its range;
@@ -148,10 +157,18 @@ pub fn training_graph(
         .iter()
         .map(|&p| gradients.of(p))
         .collect::<Result<Vec<_>>>()?;
-    let finite = match &scaling {
+    let mut finite = match &scaling {
         Some(scaling) => Some(scaling.unscale(&mut b, &mut grads)?),
         None => None,
     };
+    let accumulation = options.accumulate.then(|| Accumulation::new(&mut b));
+    let accumulation = accumulation.transpose()?;
+    if let Some(accumulation) = &accumulation {
+        accumulation.sum(&mut b, &parameters, &mut grads)?;
+        if finite.is_some() {
+            finite = Some(all_finite(&mut b, &grads)?);
+        }
+    }
     mask_gradients(&mut b, &parameters, &mut grads)?;
     clip(&mut b, &mut grads, options.clip)?;
     let before = b.node_count();
@@ -162,6 +179,9 @@ pub fn training_graph(
         let mut slots = Slots::new(&mut b, param)?;
         let new = optimizer.update(&mut b, param, gradient, rate, &mut slots)?;
         b.assign(param, new)?;
+        if let Some(decay) = options.ema {
+            ema::average(&mut b, param, new, decay, &mut slots)?;
+        }
         counter = Some(b.graph().find(STEP)?);
     }
     if let Some(counter) = counter {
@@ -169,9 +189,11 @@ pub fn training_graph(
         b.assign(counter, next)?;
     }
     let updates = b.nodes_since(before);
+    let before = b.node_count();
     if let (Some(scaling), Some(finite)) = (&scaling, finite) {
         scaling.update(&mut b, finite)?;
     }
+    let scale_updates = b.nodes_since(before);
     b.output("loss", loss)?;
     for (name, v) in outputs {
         let name = if name == "loss" {
@@ -182,8 +204,13 @@ pub fn training_graph(
         b.output(&name, v)?;
     }
     let mut graph = b.finish()?;
+    ema::copy_masks(&mut graph);
     if let Some(finite) = finite {
         graph = guard(graph, &updates, finite)?;
+    }
+    if let Some(accumulation) = &accumulation {
+        graph = guard(graph, &updates, accumulation.update)?;
+        graph = guard(graph, &scale_updates, accumulation.update)?;
     }
     Ok(enforce_masks(graph)?.0)
 }

@@ -154,7 +154,15 @@ fn plateaus_equal_pytorchs() {
 fn no_step_gives_a_rate_that_is_not_a_number() {
     let names = golden()["rates"].as_object().expect("settings").clone();
     for name in names.keys() {
-        for (step, total) in [(0, 0), (0, 1), (5, 1), (0, 2), (1, 2), (0, 5), (u64::MAX, 10)] {
+        for (step, total) in [
+            (0, 0),
+            (0, 1),
+            (5, 1),
+            (0, 2),
+            (1, 2),
+            (0, 5),
+            (u64::MAX, 10),
+        ] {
             let rate = setting(name).lr(step, total);
             assert!(
                 rate.is_finite() && rate >= 0.0,

@@ -365,3 +365,163 @@ fn early_stopping_bounds_any_number_of_epochs() {
         .unwrap();
     assert_eq!((history.epochs.len(), history.best), (3, Some(0)));
 }
+
+#[test]
+fn accumulated_gradients_are_those_of_a_large_batch() {
+    let data = data(50);
+    let backend = NdarrayBackend::new();
+    let fit = |trainer: Trainer| {
+        let trainer = trainer.epochs(4).l2(0.01).clip(Clip::Norm(0.3));
+        trainer.fit(model(0.0), &data, &backend).unwrap()
+    };
+    // 50 examples make batches of 24, 24 and 2, or of 4 (six an update) the same examples.
+    let (large, history) = fit(trainer());
+    let (small, small_history) = fit(trainer().batch_size(4).accumulate(6));
+    assert!(history.epochs[3].loss < history.epochs[0].loss);
+    assert_eq!(small_history.epochs.len(), 4);
+    for ((_, value, a), (_, _, b)) in large.variables().zip(small.variables()) {
+        for (a, b) in a.to_f64s().into_iter().zip(b.to_f64s()) {
+            assert!((a - b).abs() < 1e-5, "{}: {a} against {b}", value.name());
+        }
+    }
+}
+
+#[test]
+fn accumulation_works_with_a_loss_scale() {
+    let data = data(50);
+    let backend = NdarrayBackend::new();
+    let scale = opt_train::LossScale::default();
+    let fit = |trainer: Trainer| {
+        trainer
+            .epochs(3)
+            .fit(model(0.0), &data, &backend)
+            .unwrap()
+            .0
+    };
+    let plain = fit(trainer().batch_size(4).accumulate(6));
+    let scaled = fit(trainer().batch_size(4).accumulate(6).loss_scale(scale));
+    for ((_, _, a), (_, _, b)) in plain.variables().zip(scaled.variables()) {
+        for (a, b) in a.to_f64s().into_iter().zip(b.to_f64s()) {
+            assert!((a - b).abs() < 1e-5, "{a} against {b}");
+        }
+    }
+}
+
+#[test]
+fn averages_are_those_of_the_parameters_after_each_update() {
+    let data = data(48);
+    let backend = NdarrayBackend::new();
+    let decay = 0.8;
+    let plain = |epochs: u64| {
+        let trainer = Trainer::new(CrossEntropy, Sgd::momentum(0.5), Constant(0.1));
+        trainer.batch_size(48).seed(3).epochs(epochs)
+    };
+    // One update an epoch.
+    let last = plain(2).fit(model(0.0), &data, &backend).unwrap().0;
+    let first = plain(1).fit(model(0.0), &data, &backend).unwrap().0;
+    let averaged = plain(2)
+        .ema(decay)
+        .fit(model(0.0), &data, &backend)
+        .unwrap()
+        .0;
+    let contents = |g: &Graph| {
+        g.variables()
+            .flat_map(|(_, _, t)| t.to_f64s())
+            .collect::<Vec<_>>()
+    };
+    let parts = contents(&first).into_iter().zip(contents(&last));
+    for ((first, last), found) in parts.zip(contents(&averaged)) {
+        let expected = decay * first + (1.0 - decay) * last;
+        assert!(
+            (found - expected).abs() < 1e-6,
+            "{found} against {expected}"
+        );
+    }
+    for decay in [1.0, -0.1, f64::NAN] {
+        let error = plain(1)
+            .ema(decay)
+            .fit(model(0.0), &data, &backend)
+            .unwrap_err();
+        assert!(error.to_string().contains("moving average"), "{error}");
+    }
+    assert!(
+        plain(1)
+            .accumulate(0)
+            .fit(model(0.0), &data, &backend)
+            .is_err()
+    );
+}
+
+#[test]
+fn averages_of_masked_weights_stay_masked() {
+    let mut graph = model(0.0);
+    let w1 = graph.find("w1").unwrap();
+    let keep: Vec<bool> = (0..32).map(|i| i % 3 == 0).collect();
+    let mask = Tensor::from_bools([16, 2], keep).unwrap();
+    let content = graph.value(w1).tensor().unwrap().to_f64s();
+    let content: Vec<f64> = content
+        .into_iter()
+        .enumerate()
+        .map(|(i, v)| if i % 3 == 0 { v } else { 0.0 })
+        .collect();
+    let content = Tensor::from_f64s(DType::F32, [16, 2], &content).unwrap();
+    graph.set_variable(w1, content).unwrap();
+    graph.facts_mut().insert(w1, Fact::Mask(mask));
+    let backend = NdarrayBackend::new();
+    let trainer = trainer().epochs(3).ema(0.9).accumulate(2);
+    let (trained, _) = trainer.fit(graph, &data(50), &backend).unwrap();
+    trained.verify().unwrap();
+    let content = trained.value(w1).tensor().unwrap().to_f64s();
+    assert!(
+        content
+            .iter()
+            .enumerate()
+            .all(|(i, v)| i % 3 == 0 || *v == 0.0)
+    );
+}
+
+#[test]
+fn a_resumed_run_with_averages_and_accumulation_goes_on_as_it_would_have() {
+    let (data, backend) = (data(50), NdarrayBackend::new());
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("c.safetensors");
+    let schedule = opt_train::ReduceOnPlateau {
+        patience: 0,
+        threshold: 0.2,
+        ..opt_train::ReduceOnPlateau::new(Constant(0.05))
+    };
+    let trainer = Trainer::new(CrossEntropy, Adam::default(), schedule)
+        .batch_size(8)
+        .accumulate(2)
+        .ema(0.9)
+        .seed(4);
+    let (whole, history) = trainer
+        .clone()
+        .epochs(6)
+        .fit(model(0.2), &data, &backend)
+        .unwrap();
+    let part = trainer.clone().epochs(3).checkpoint(&path);
+    part.fit(model(0.2), &data, &backend).unwrap();
+    let rest = trainer.epochs(6).resume(&path);
+    let (resumed, rest_history) = rest.fit(model(0.2), &data, &backend).unwrap();
+    assert_eq!(weights(&whole), weights(&resumed));
+    assert_eq!(history, rest_history);
+}
+
+#[test]
+fn an_elastic_net_is_both_penalties() {
+    let (data, backend) = (data(50), NdarrayBackend::new());
+    let fit = |trainer: Trainer| {
+        trainer
+            .epochs(2)
+            .fit(model(0.0), &data, &backend)
+            .unwrap()
+            .0
+    };
+    let both = fit(trainer().l1(0.03).l2(0.035));
+    assert_eq!(
+        weights(&fit(trainer().elastic_net(0.1, 0.3))),
+        weights(&both)
+    );
+    assert_ne!(weights(&fit(trainer())), weights(&both));
+}

@@ -70,6 +70,7 @@ pub struct Trainer {
     epochs: u64,
     batch_size: usize,
     drop_last: bool,
+    accumulate: usize,
     seed: u64,
     patience: Option<u64>,
     keep_best: bool,
@@ -95,6 +96,7 @@ impl Trainer {
             epochs: 10,
             batch_size: 32,
             drop_last: false,
+            accumulate: 1,
             seed: 0,
             patience: None,
             keep_best: false,
@@ -132,6 +134,38 @@ impl Trainer {
         self
     }
 
+    /// Updates the parameters after every `batches` batches, by the mean gradient of their
+    /// examples: what one batch of that many times the size gives, in the memory of one. An
+    /// epoch's last update takes the batches that are left; schedules count updates. Batch
+    /// normalization sees each batch alone.
+    #[must_use]
+    pub fn accumulate(mut self, batches: usize) -> Trainer {
+        self.accumulate = batches;
+        self.options.accumulate = batches > 1;
+        self
+    }
+
+    /// Keeps an exponential moving average of every parameter,
+    /// `decay * average + (1 - decay) * parameter` after each update, from the parameters after
+    /// the first one on (PyTorch's `AveragedModel` with `get_ema_multi_avg_fn`). Validation sees
+    /// the averages, and they come back; batch-norm statistics are those of the run.
+    ///
+    /// ```
+    /// use opt_train::{AdamW, Cosine, CrossEntropy, Trainer};
+    ///
+    /// // Batches of 4 * 32 examples, averaged over about a hundred updates.
+    /// let trainer = Trainer::new(CrossEntropy, AdamW::default(), Cosine::new(1e-3))
+    ///     .batch_size(32)
+    ///     .accumulate(4)
+    ///     .ema(0.99);
+    /// # let _ = trainer;
+    /// ```
+    #[must_use]
+    pub fn ema(mut self, decay: f64) -> Trainer {
+        self.options.ema = Some(decay);
+        self
+    }
+
     /// The seed of shuffling and augmentation.
     #[must_use]
     pub fn seed(mut self, seed: u64) -> Trainer {
@@ -158,6 +192,14 @@ impl Trainer {
     pub fn l2(mut self, factor: f64) -> Trainer {
         self.options.l2 = factor;
         self
+    }
+
+    /// Adds `alpha * (l1_ratio * sum(|w|) + (1 - l1_ratio) / 2 * sum(w^2))` over the weights to
+    /// the loss, as scikit-learn's `ElasticNet` has it; takes the place of [`Trainer::l1`] and
+    /// [`Trainer::l2`].
+    #[must_use]
+    pub fn elastic_net(self, alpha: f64, l1_ratio: f64) -> Trainer {
+        self.l1(alpha * l1_ratio).l2(alpha * (1.0 - l1_ratio) / 2.0)
     }
 
     /// Bounds the gradients.

@@ -12,9 +12,11 @@ use opt_core::{
 use opt_data::Batches;
 
 use super::{Epoch, History, Trainer};
+use crate::accumulate;
 use crate::checkpoint::Checkpoint;
+use crate::ema::averaged;
 use crate::loss_scale::SCALE;
-use crate::step::{ModelIo, objective_nodes, training_graph};
+use crate::step::{LR, ModelIo, objective_nodes, training_graph};
 
 /// A graph compiled for the batch sizes that occur, and the session that holds the current
 /// variables.
@@ -194,7 +196,8 @@ fn classes(step: &Graph, model: &Graph) -> Option<usize> {
     let output = model.outputs().next()?;
     let (target, output) = (step.type_of(target), model.type_of(output));
     let indices = target.dtype == DType::I64 && output.rank() == target.rank() + 1;
-    let one = step.inputs().len() <= model.inputs().len() + 2;
+    let second = step.inputs().get(model.inputs().len() + 1);
+    let one = second.is_none_or(|&v| step.value(v).name() == LR);
     if indices && one && output.rank() >= 2 {
         output.shape[1].as_fixed()
     } else {
@@ -228,6 +231,9 @@ pub(super) fn fit(
     if trainer.batch_size == 0 {
         return Err(Error::invalid("the batch size is 0"));
     }
+    if trainer.accumulate == 0 {
+        return Err(Error::invalid("gradients of 0 batches make no update"));
+    }
     trainer.schedule.check()?;
     if validation.is_none() && trainer.patience.is_some() {
         return Err(Error::invalid("early stopping needs a validation set"));
@@ -245,7 +251,6 @@ pub(super) fn fit(
     )?;
     let classes = classes(&step_graph, &model);
     let symbol = batch_symbol(&model);
-    let data_inputs = step_graph.inputs().len() - 1;
     let without_lr = validation_graph(trainer, &run)?;
     check_data(&without_lr, data, classes).at(|| "training data")?;
     if let Some(validation) = validation {
@@ -253,9 +258,14 @@ pub(super) fn fit(
     }
     let mut steps = Sessions::new(backend, step_graph, symbol.clone());
     let mut eval = Sessions::new(backend, without_lr, symbol);
-    let batches = Batches::new(data, trainer.batch_size)?
-        .drop_last(trainer.drop_last)
-        .count_all() as u64;
+    let plan = accumulate::plan(
+        data.len(),
+        trainer.batch_size,
+        trainer.drop_last,
+        trainer.accumulate,
+    );
+    let batches = plan.len() as u64;
+    let updates = plan.iter().filter(|(_, update)| *update).count() as u64;
     if batches == 0 {
         return Err(Error::new(
             ErrorKind::Data,
@@ -269,6 +279,7 @@ pub(super) fn fit(
     }
     // Early stopping makes any number of epochs a valid bound.
     let total = batches.saturating_mul(trainer.epochs);
+    let total_updates = updates.saturating_mul(trainer.epochs);
     let mut state = State::default();
     if let Some(path) = &trainer.resume {
         let checkpoint = Checkpoint::read(path)?;
@@ -297,12 +308,16 @@ pub(super) fn fit(
             if let Some(augment) = &trainer.augment {
                 augment.augment(&mut inputs[0], trainer.seed, step)?;
             }
-            debug_assert_eq!(inputs.len(), data_inputs);
             let size = inputs[0].shape().first().copied().unwrap_or(1);
-            let lr = trainer
-                .schedule
-                .lr_after(step, total, &state.history.epochs);
+            let update = epoch * updates + (i / trainer.accumulate) as u64;
+            let schedule = &trainer.schedule;
+            let lr = schedule.lr_after(update, total_updates, &state.history.epochs);
             inputs.push(Tensor::scalar(lr as f32));
+            if trainer.options.accumulate {
+                let (weight, last) = plan[i];
+                inputs.push(Tensor::scalar(weight as f32));
+                inputs.push(Tensor::from_bools([], [last])?);
+            }
             let outputs = steps.of(size)?.run(&inputs).at(|| format!("step {step}"))?;
             let loss = outputs[0].item()?;
             if !loss.is_finite() {
@@ -329,7 +344,7 @@ pub(super) fn fit(
         let mut record = Epoch::new(epoch, sum / seen as f64);
         let scale = steps.loss_scale(epoch)?;
         if let Some(validation) = validation {
-            eval.load(steps.sync()?)?;
+            eval.load(&averaged(steps.sync()?)?)?;
             validate(&mut eval, trainer, validation, classes, &mut record)?;
         }
         report(observer, &record, scale);
@@ -354,7 +369,7 @@ pub(super) fn fit(
         Some(best) if trainer.keep_best => best.graph,
         _ => steps.sync()?.clone(),
     };
-    for (id, tensor) in shared(&trained, &source) {
+    for (id, tensor) in shared(&trained, &averaged(&source)?) {
         expect_finite(trained.value(id).name(), &tensor)?;
         trained.set_variable(id, tensor)?;
     }
