@@ -43,9 +43,8 @@ pub mod checkpoint;
 mod ema;
 pub mod loss;
 pub mod loss_scale;
+pub mod observers;
 pub mod optimizer;
-#[cfg(feature = "progress")]
-mod progress;
 pub mod schedule;
 pub mod step;
 pub mod trainer;
@@ -54,13 +53,14 @@ pub use loss::{
     Bce, CrossEntropy, Huber, KlDiv, Loss, Mae, Mse, SmoothedCrossEntropy, SoftCrossEntropy,
 };
 pub use loss_scale::LossScale;
+#[cfg(feature = "progress")]
+pub use observers::ProgressBar;
+pub use observers::{CsvLog, Tee, TracingLog};
 pub use opt_core::{Error, ErrorKind, Result};
 pub use optimizer::{
     Adadelta, Adagrad, Adam, AdamW, Adamax, GradientDescent, Groups, Lion, Muon, MuonScale, NAdam,
     Optimizer, RAdam, RmsProp, Sgd, Slots,
 };
-#[cfg(feature = "progress")]
-pub use progress::ProgressBar;
 pub use schedule::{
     Anneal, Constant, Cosine, CosineRestarts, Exponential, Metric, MultiStepDecay, OneCycle,
     Polynomial, ReduceOnPlateau, Schedule, StepDecay, Warmup,

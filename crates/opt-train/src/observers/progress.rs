@@ -3,6 +3,8 @@
 use indicatif::{ProgressBar as Bar, ProgressStyle};
 use opt_core::{Event, Observer};
 
+use super::text;
+
 /// An observer that draws a progress bar for each task on standard error; draws nothing where
 /// that is no terminal.
 #[derive(Debug, Default)]
@@ -59,9 +61,4 @@ impl Observer for ProgressBar {
             _ => {}
         }
     }
-}
-
-fn text(metrics: &[(&str, f64)]) -> String {
-    let one = |(name, value): &(&str, f64)| format!("{name} {value:.4}");
-    metrics.iter().map(one).collect::<Vec<_>>().join("  ")
 }
