@@ -525,3 +525,58 @@ fn an_elastic_net_is_both_penalties() {
     );
     assert_ne!(weights(&fit(trainer())), weights(&both));
 }
+
+#[test]
+fn the_optimizers_state_goes_on_from_pass_to_pass() {
+    use opt_core::{Context, Pass};
+    use opt_train::FineTune;
+    let (data, backend) = (data(48), NdarrayBackend::new());
+    let trainer = |epochs| {
+        let adam = Trainer::new(CrossEntropy, Adam::default(), Constant(0.02));
+        adam.batch_size(48).epochs(epochs)
+    };
+    // One batch is the whole data set, so that the order of epochs does not matter but for
+    // rounding.
+    let (whole, _) = trainer(6).fit(model(0.0), &data, &backend).unwrap();
+    let twice = |trainer: Trainer| {
+        let mut cx = Context::new().with_backend(&backend).with_training(&data);
+        let pass = FineTune(trainer);
+        let (graph, _) = pass.apply(model(0.0), &mut cx).unwrap();
+        let (graph, _) = pass.apply(graph, &mut cx).unwrap();
+        (graph, cx.state().clone())
+    };
+    let (carried, state) = twice(trainer(3).carry_state());
+    let (fresh, none) = twice(trainer(3));
+    let contents = |g: &Graph| {
+        g.variables()
+            .flat_map(|(_, _, t)| t.to_f64s())
+            .collect::<Vec<_>>()
+    };
+    let far = |a: &Graph, b: &Graph| {
+        let pairs = contents(a).into_iter().zip(contents(b));
+        pairs.map(|(a, b)| (a - b).abs()).fold(0.0, f64::max)
+    };
+    assert!(far(&whole, &carried) < 1e-4, "{}", far(&whole, &carried));
+    assert!(far(&whole, &fresh) > 1e-3);
+    assert!(none.is_empty());
+    assert_eq!(state.iter().count(), 6);
+    let count = state.shared().next().unwrap().1.item().unwrap();
+    assert_eq!(count, 6.0);
+
+    // Another optimizer, or another shape, is an error that names the slot.
+    let mut cx = Context::new().with_backend(&backend).with_training(&data);
+    *cx.state_mut() = state.clone();
+    let sgd = Trainer::new(CrossEntropy, Sgd::momentum(0.9), Constant(0.1)).carry_state();
+    let error = FineTune(sgd).apply(model(0.0), &mut cx).unwrap_err();
+    assert!(error.to_string().contains("exp_avg"), "{error}");
+    *cx.state_mut() = state;
+    cx.state_mut()
+        .insert("w1", "exp_avg", Tensor::zeros(DType::F32, [3]).unwrap());
+    let error = FineTune(trainer(1).carry_state())
+        .apply(model(0.0), &mut cx)
+        .unwrap_err();
+    assert!(
+        error.to_string().contains("optimizer.w1.exp_avg"),
+        "{error}"
+    );
+}

@@ -9,6 +9,7 @@ mod mixed_precision;
 mod mode;
 mod pipeline;
 mod shrink;
+mod state;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -22,6 +23,7 @@ pub use mixed_precision::MixedPrecision;
 pub use mode::{EvalMode, RNG_STEP, TrainMode};
 pub use pipeline::{Pipeline, Registry};
 pub use shrink::{AxisGroup, AxisGroups, AxisMap, shrink};
+pub use state::VariableState;
 
 use crate::data::Dataset;
 use crate::observer::{Event, Observer};
@@ -152,6 +154,7 @@ pub struct Context<'a> {
     teacher: Option<&'a Graph>,
     observer: Option<&'a mut dyn Observer>,
     seed: u64,
+    state: VariableState,
 }
 
 impl fmt::Debug for Context<'_> {
@@ -180,6 +183,7 @@ impl<'a> Context<'a> {
             teacher: None,
             observer: None,
             seed: 0,
+            state: VariableState::default(),
         }
     }
 
@@ -276,6 +280,17 @@ impl<'a> Context<'a> {
     /// The seed of all that is random.
     pub fn seed(&self) -> u64 {
         self.seed
+    }
+
+    /// What earlier passes kept about the graph's variables. A pass that removes entries of axes
+    /// [shrinks](VariableState::shrink) it.
+    pub fn state(&self) -> &VariableState {
+        &self.state
+    }
+
+    /// What earlier passes kept about the graph's variables, to change.
+    pub fn state_mut(&mut self) -> &mut VariableState {
+        &mut self.state
     }
 
     /// Tells the observer, if there is one.

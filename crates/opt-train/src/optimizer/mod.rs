@@ -72,11 +72,16 @@ pub trait Optimizer: std::fmt::Debug + Send + Sync {
     }
 }
 
+/// The variable of a parameter's slot.
+pub(crate) fn slot_name(parameter: &str, slot: &str) -> String {
+    format!("optimizer.{parameter}.{slot}")
+}
+
 /// The state of an optimizer for one parameter, as variables named
 /// `optimizer.<parameter>.<slot>`, and the count of steps that all parameters share.
 #[derive(Debug)]
 pub struct Slots {
-    prefix: String,
+    parameter: String,
     step: ValueId,
 }
 
@@ -86,12 +91,12 @@ impl Slots {
     /// # Errors
     /// None for graphs whose names are valid.
     pub fn new(b: &mut GraphBuilder, param: ValueId) -> Result<Slots> {
-        let prefix = format!("optimizer.{}", b.graph().value(param).name());
+        let parameter = b.graph().value(param).name().to_string();
         let step = match b.graph().find(STEP) {
             Ok(v) => v,
             Err(_) => b.variable(STEP, Tensor::scalar(0f64))?,
         };
-        Ok(Slots { prefix, step })
+        Ok(Slots { parameter, step })
     }
 
     /// A variable of the parameter's type, with one initial value everywhere.
@@ -105,7 +110,7 @@ impl Slots {
         name: &str,
         initial: f64,
     ) -> Result<ValueId> {
-        let name = format!("{}.{name}", self.prefix);
+        let name = slot_name(&self.parameter, name);
         if let Ok(found) = b.graph().find(&name) {
             return Ok(found);
         }
@@ -118,7 +123,7 @@ impl Slots {
     /// # Errors
     /// If the name is taken by something else.
     pub fn number(&mut self, b: &mut GraphBuilder, name: &str, initial: f64) -> Result<ValueId> {
-        let name = format!("{}.{name}", self.prefix);
+        let name = slot_name(&self.parameter, name);
         if let Ok(found) = b.graph().find(&name) {
             return Ok(found);
         }

@@ -2,7 +2,7 @@
 
 use opt_core::{Context, Event, Graph, Observer, Pass, Report, Result};
 
-use super::Trainer;
+use super::{Trainer, run};
 use opt_core::pass::Needs;
 
 /// Trains the graph on the context's training examples: fine-tuning after pruning, or the inner
@@ -30,7 +30,20 @@ impl Trainer {
     /// Those of [`Trainer::fit_with`], and if the context has no training data or backend.
     pub fn fit_in(&self, graph: Graph, cx: &mut Context<'_>) -> Result<(Graph, Report)> {
         let (backend, data, validation) = (cx.backend()?, cx.training()?, cx.validation());
-        let (graph, history) = self.fit_with(graph, data, validation, backend, &mut Through(cx))?;
+        let mut state = self.carry.then(|| std::mem::take(cx.state_mut()));
+        let fitted = run::fit(
+            self,
+            graph,
+            data,
+            validation,
+            backend,
+            &mut Through(cx),
+            state.as_mut(),
+        );
+        if let Some(state) = state {
+            *cx.state_mut() = state;
+        }
+        let (graph, history) = fitted?;
         let mut report = Report::new(graph.parameters().len());
         if let Some(last) = history.epochs.last() {
             report = report.figure("loss", last.loss);

@@ -74,6 +74,7 @@ pub struct Trainer {
     seed: u64,
     patience: Option<u64>,
     keep_best: bool,
+    carry: bool,
     checkpoint: Option<PathBuf>,
     resume: Option<PathBuf>,
     task: String,
@@ -100,6 +101,7 @@ impl Trainer {
             seed: 0,
             patience: None,
             keep_best: false,
+            carry: false,
             checkpoint: None,
             resume: None,
             task: "train".to_string(),
@@ -275,6 +277,23 @@ impl Trainer {
         self
     }
 
+    /// As a pass, starts with the optimizer's state that training before it left in the
+    /// [`Context`](opt_core::Context), and leaves its own there: moments and the count of steps go
+    /// on, through structured pruning too. The schedule starts anew.
+    ///
+    /// ```
+    /// use opt_train::{Adam, Constant, CrossEntropy, FineTune, Trainer};
+    ///
+    /// let trainer = Trainer::new(CrossEntropy, Adam::default(), Constant(1e-3)).carry_state();
+    /// let pass = FineTune(trainer.epochs(2));
+    /// # let _ = pass;
+    /// ```
+    #[must_use]
+    pub fn carry_state(mut self) -> Trainer {
+        self.carry = true;
+        self
+    }
+
     /// What observers are told that is being done; `train` at first.
     #[must_use]
     pub fn task(mut self, task: impl Into<String>) -> Trainer {
@@ -312,6 +331,6 @@ impl Trainer {
         backend: &dyn Backend,
         observer: &mut dyn Observer,
     ) -> Result<(Graph, History)> {
-        run::fit(self, model, data, validation, backend, observer)
+        run::fit(self, model, data, validation, backend, observer, None)
     }
 }

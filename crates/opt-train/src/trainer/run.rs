@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use opt_core::backend::CompileSpec;
 use opt_core::data::Dataset;
 use opt_core::observer::Observer;
+use opt_core::pass::VariableState;
 use opt_core::{
     Backend, DType, Dim, Error, ErrorKind, Event, Graph, GraphBuilder, Result, ResultExt, Session,
     Symbol, Tensor, ValueId,
@@ -16,6 +17,7 @@ use crate::accumulate;
 use crate::checkpoint::Checkpoint;
 use crate::ema::averaged;
 use crate::loss_scale::SCALE;
+use crate::optimizer::{STEP, slot_name};
 use crate::step::{LR, ModelIo, objective_nodes, training_graph};
 
 /// A graph compiled for the batch sizes that occur, and the session that holds the current
@@ -227,6 +229,7 @@ pub(super) fn fit(
     validation: Option<&dyn Dataset>,
     backend: &dyn Backend,
     observer: &mut dyn Observer,
+    mut carried: Option<&mut VariableState>,
 ) -> Result<(Graph, History)> {
     if trainer.batch_size == 0 {
         return Err(Error::invalid("the batch size is 0"));
@@ -280,6 +283,10 @@ pub(super) fn fit(
     // Early stopping makes any number of epochs a valid bound.
     let total = batches.saturating_mul(trainer.epochs);
     let total_updates = updates.saturating_mul(trainer.epochs);
+    if let Some(carried) = &carried {
+        let graph = with_state(&steps.graph, carried).at(|| "the state of earlier training")?;
+        steps.load(&graph)?;
+    }
     let mut state = State::default();
     if let Some(path) = &trainer.resume {
         let checkpoint = Checkpoint::read(path)?;
@@ -364,6 +371,9 @@ pub(super) fn fit(
     observer.event(&Event::Finished {
         task: trainer.task.clone(),
     });
+    if let Some(carried) = &mut carried {
+        **carried = state_of(steps.sync()?, &model);
+    }
     let mut trained = model;
     let source = match state.best.take() {
         Some(best) if trainer.keep_best => best.graph,
@@ -375,6 +385,41 @@ pub(super) fn fit(
     }
     trained.verify()?;
     Ok((trained, state.history))
+}
+
+/// A step graph with the optimizer's slots from a state.
+fn with_state(step: &Graph, state: &VariableState) -> Result<Graph> {
+    let mut out = step.clone();
+    let slots = state.iter().filter(|(of, _, _)| step.find(of).is_ok());
+    let slots = slots.map(|(of, slot, t)| (slot_name(of, slot), t));
+    let shared = state.shared().map(|(name, t)| (name.to_string(), t));
+    for (name, tensor) in slots.chain(shared) {
+        let place = || name.clone();
+        let slot = step
+            .find(&name)
+            .map_err(|_| Error::invalid("this optimizer keeps nothing of that name").at(place()))?;
+        out.set_variable(slot, tensor.clone()).at(place)?;
+    }
+    Ok(out)
+}
+
+/// The optimizer's slots in a step graph, of the parameters that the model has.
+fn state_of(step: &Graph, model: &Graph) -> VariableState {
+    let mut state = VariableState::default();
+    for (_, parameter, _) in model.variables() {
+        let prefix = slot_name(parameter.name(), "");
+        for (_, slot, tensor) in step.variables() {
+            // A parameter's name may begin with another's and a dot.
+            let slot = slot.name().strip_prefix(&prefix);
+            if let Some(slot) = slot.filter(|slot| !slot.contains('.')) {
+                state.insert(parameter.name(), slot, tensor.clone());
+            }
+        }
+    }
+    if let Some(count) = step.find(STEP).ok().and_then(|id| step.value(id).tensor()) {
+        state.insert_shared(STEP, count.clone());
+    }
+    state
 }
 
 fn expect_finite(name: &str, tensor: &Tensor) -> Result<()> {
