@@ -31,8 +31,10 @@
 
 pub mod augment;
 mod batches;
+mod classes;
 mod csv;
 mod digits;
+mod fold;
 pub mod npz;
 mod subset;
 mod tensor_dataset;
@@ -41,7 +43,9 @@ pub mod transform;
 pub use crate::csv::Csv;
 pub use augment::{Augment, Chain, GaussianNoise, RandomAffine, RandomRotation, RandomShift};
 pub use batches::Batches;
+pub use classes::{balanced_class_weights, class_counts, class_labels};
 pub use digits::{TrainTest, digits};
+pub use fold::{Fold, KFold, StratifiedKFold};
 pub use opt_core::data::Dataset;
 pub use opt_core::{Error, ErrorKind, Result};
 pub use subset::{Subset, split, split_every, split_stratified};

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use opt_core::random::Philox;
 
-use crate::{Dataset, Error, ErrorKind, Result, ResultExt, Tensor};
+use crate::{Dataset, Error, ErrorKind, Result, Tensor, class_labels};
 
 /// Some examples of a data set, by index, without copying them.
 ///
@@ -125,8 +125,7 @@ pub fn split_stratified<D: Dataset + Clone>(
     let len = data.len();
     let held = held_out(len, fraction)?;
     let mut classes: BTreeMap<i64, Vec<usize>> = BTreeMap::new();
-    for i in 0..len {
-        let label = label_of(&data, i, label_field)?;
+    for (i, label) in class_labels(&data, label_field)?.into_iter().enumerate() {
         classes.entry(label).or_default().push(i);
     }
     if classes.values().all(|members| members.len() < 2) {
@@ -193,22 +192,6 @@ fn held_out(len: usize, fraction: f64) -> Result<usize> {
         ));
     }
     Ok(((len as f64 * fraction).round() as usize).clamp(1, len - 1))
-}
-
-fn label_of(data: &dyn Dataset, index: usize, field: usize) -> Result<i64> {
-    let place = || format!("example {index}");
-    let example = data.get(index).at(place)?;
-    let label = example
-        .get(field)
-        .ok_or_else(|| Error::invalid(format!("no field {field}")).at(place()))?;
-    match label.to_vec::<i64>().at(place)?[..] {
-        [label] => Ok(label),
-        _ => Err(Error::shape(format!(
-            "expected one label in field {field}, found shape {:?}",
-            label.shape()
-        ))
-        .at(place())),
-    }
 }
 
 fn parts<D: Dataset + Clone>(data: D, is_held: &[bool]) -> Result<(Subset<D>, Subset<D>)> {

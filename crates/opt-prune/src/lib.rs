@@ -34,15 +34,20 @@
 #![forbid(unsafe_code)]
 
 pub mod criterion;
+mod lottery;
+mod masks;
 mod retrain;
+mod rewind;
 pub mod schedule;
 mod select;
 pub mod structured;
 mod unstructured;
 
-pub use criterion::{Criterion, Magnitude, Random, ScoreContext};
+pub use criterion::{Criterion, Magnitude, Random, ScoreContext, Structures};
+pub use lottery::LotteryTicket;
 pub use opt_core::{Error, ErrorKind, Result};
 pub use retrain::PruneRetrain;
-pub use schedule::{Constant, PolynomialDecay, SparsitySchedule};
+pub use rewind::{Reinitialize, Rewind, ShuffleMasks};
+pub use schedule::{Between, Constant, Geometric, PolynomialDecay, SparsitySchedule};
 pub use structured::{ChannelPrune, ChannelSelection};
 pub use unstructured::{Scope, UnstructuredPrune};

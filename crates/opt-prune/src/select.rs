@@ -30,25 +30,58 @@ impl Patterns {
     }
 }
 
+/// A parameter of a layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Weight {
+    pub(crate) value: ValueId,
+    /// The axis of the layer's outputs.
+    pub(crate) outputs: usize,
+    /// The axis of the layer's inputs, over which it sums.
+    pub(crate) inputs: usize,
+}
+
 /// The weights of a graph: floating-point variables of rank 2 at least that a convolution, matrix
 /// product, recurrence or gather reads as its parameter.
-pub(crate) fn weights(graph: &Graph) -> Vec<ValueId> {
-    let mut found = Vec::new();
+pub(crate) fn weights(graph: &Graph) -> Vec<Weight> {
+    let mut found: Vec<Weight> = Vec::new();
     for (_, node) in graph.nodes() {
-        let inputs: &[ValueId] = match node.op() {
-            Op::Conv(_) | Op::ConvTranspose(_) => &node.inputs()[1..2],
-            Op::MatMul(_) => node.inputs(),
-            Op::Lstm(_) | Op::Gru(_) => &node.inputs()[1..3],
-            Op::Gather(_) => &node.inputs()[..1],
+        let rank = |i: usize| node.inputs().get(i).map_or(0, |&v| graph.type_of(v).rank());
+        // Inputs that are weights, with the axes of outputs and inputs.
+        let read: Vec<(usize, usize, usize)> = match node.op() {
+            Op::Conv(_) => vec![(1, 0, 1)],
+            Op::ConvTranspose(_) => vec![(1, 1, 0)],
+            Op::Lstm(_) | Op::Gru(_) => vec![(1, 1, 2), (2, 1, 2)],
+            Op::MatMul(op) => {
+                let (a, b) = (rank(0), rank(1));
+                let first = match op.trans_a {
+                    true => (0, a - 1, a - 2),
+                    false => (0, a - 2, a - 1),
+                };
+                let second = match op.trans_b {
+                    true => (1, b - 2, b - 1),
+                    false => (1, b - 1, b - 2),
+                };
+                vec![first, second]
+            }
+            Op::Gather(op) if rank(0) >= 2 => {
+                let last = rank(0) - 1;
+                let outputs = if op.axis == last { last - 1 } else { last };
+                vec![(0, outputs, op.axis)]
+            }
             _ => continue,
         };
-        for &v in inputs {
-            let value = graph.value(v);
-            let is_weight = matches!(value.kind(), ValueKind::Variable(_))
-                && value.ty().dtype.is_float()
-                && value.ty().rank() >= 2;
-            if is_weight && !found.contains(&v) {
-                found.push(v);
+        for (input, outputs, inputs) in read {
+            let value = node.inputs()[input];
+            let ty = graph.type_of(value);
+            let is_weight = matches!(graph.value(value).kind(), ValueKind::Variable(_))
+                && ty.dtype.is_float()
+                && ty.rank() >= 2;
+            if is_weight && !found.iter().any(|w| w.value == value) {
+                found.push(Weight {
+                    value,
+                    outputs,
+                    inputs,
+                });
             }
         }
     }

@@ -2,9 +2,11 @@
 
 use std::sync::Arc;
 
-use opt_core::{Context, Error, ErrorKind, Fact, Graph, Pass, Report, Result, Tensor, ValueId};
+use opt_core::pass::Needs;
+use opt_core::{Context, Error, ErrorKind, FactKind, Graph, Pass, Report, Result, ValueId};
 
-use crate::criterion::{Criterion, Magnitude, scores};
+use crate::criterion::{Criterion, Magnitude, checked_scores};
+use crate::masks::{keep_all_but_lowest, set_mask};
 use crate::select::{Patterns, sparsity_in_range, weights};
 
 /// Over what the scores are ranked.
@@ -18,12 +20,32 @@ pub enum Scope {
     Global,
 }
 
-/// Sets the weights with the lowest scores to zero and records a [`Fact::Mask`], which training
-/// keeps. Exactly `round(sparsity * n)` weights are zero afterwards; those masked before stay
-/// masked; ties go by position.
+/// Sets the weights with the lowest scores to zero and records a [`Fact::Mask`](opt_core::Fact),
+/// which training keeps. Exactly `round(sparsity * n)` weights are zero afterwards; those masked
+/// before stay masked; ties go by position.
+///
+/// Weights are floating-point variables of rank 2 at least that a convolution, matrix product,
+/// recurrence or embedding reads; biases and normalization stay dense.
+///
+/// ```
+/// use opt_core::nn::zoo;
+/// use opt_core::{Context, Pass};
+/// use opt_prune::{Scope, UnstructuredPrune};
+///
+/// # fn main() -> opt_core::Result<()> {
+/// let model = zoo::lenet_300_100(64, 10, 0)?;
+/// // 95 % of all weights together; of the last layer's only half, ranked on its own.
+/// let prune = UnstructuredPrune::new(0.95).scope(Scope::Global).layer("fc3", 0.5);
+/// let (sparse, report) = prune.apply(model, &mut Context::new())?;
+/// assert_eq!(report.figures["sparsity of fc3.weight"], 0.5);
+/// assert!(sparse.facts().mask(sparse.find("fc1.weight")?).is_some());
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug, Clone)]
 pub struct UnstructuredPrune {
     sparsity: f64,
+    layers: Vec<(String, f64)>,
     criterion: Arc<dyn Criterion>,
     scope: Scope,
     patterns: Patterns,
@@ -34,6 +56,7 @@ impl UnstructuredPrune {
     pub fn new(sparsity: f64) -> UnstructuredPrune {
         UnstructuredPrune {
             sparsity,
+            layers: Vec::new(),
             criterion: Arc::new(Magnitude::l1()),
             scope: Scope::Local,
             patterns: Patterns::default(),
@@ -54,6 +77,17 @@ impl UnstructuredPrune {
         self
     }
 
+    /// Gives weights whose names contain a pattern a sparsity of their own, whatever the scope;
+    /// of several patterns that match a name, the one given last holds.
+    ///
+    /// Where pruning goes in rounds by a schedule, the layer's sparsity goes in proportion: it is
+    /// the given one when the schedule has come to this pass's sparsity.
+    #[must_use]
+    pub fn layer(mut self, pattern: impl Into<String>, sparsity: f64) -> UnstructuredPrune {
+        self.layers.push((pattern.into(), sparsity));
+        self
+    }
+
     /// Treats only weights whose names contain one of the included patterns.
     #[must_use]
     pub fn include(mut self, pattern: impl Into<String>) -> UnstructuredPrune {
@@ -68,26 +102,63 @@ impl UnstructuredPrune {
         self
     }
 
-    /// The same with another sparsity.
+    /// The sparsity it prunes to.
+    pub fn sparsity(&self) -> f64 {
+        self.sparsity
+    }
+
+    /// The same with another sparsity; those of single [layers](UnstructuredPrune::layer) change
+    /// in proportion.
     #[must_use]
-    pub(crate) fn with_sparsity(&self, sparsity: f64) -> UnstructuredPrune {
-        UnstructuredPrune {
-            sparsity,
-            ..self.clone()
+    pub fn with_sparsity(&self, sparsity: f64) -> UnstructuredPrune {
+        let mut out = self.clone();
+        if self.sparsity > 0.0 {
+            let factor = sparsity / self.sparsity;
+            out.layers.iter_mut().for_each(|(_, s)| *s *= factor);
         }
+        out.sparsity = sparsity;
+        out
+    }
+
+    /// The sparsity that a weight has of its own.
+    fn own_sparsity(&self, name: &str) -> Option<f64> {
+        let mut own = self.layers.iter().rev();
+        own.find(|(p, _)| name.contains(p.as_str()))
+            .map(|(_, s)| *s)
+    }
+
+    fn check(&self, names: &[&str]) -> Result<()> {
+        sparsity_in_range(self.sparsity)?;
+        self.patterns.check(names)?;
+        let layers = Patterns {
+            include: self.layers.iter().map(|(p, _)| p.clone()).collect(),
+            exclude: Vec::new(),
+        };
+        layers.check(names)?;
+        let own = self.layers.iter();
+        own.map(|(pattern, s)| sparsity_in_range(*s).map_err(|e| e.at(pattern.clone())))
+            .collect()
+    }
+
+    /// Indices of weights that are ranked together, with the sparsity they come to.
+    fn ranks(&self, names: &[&str]) -> Vec<(Vec<usize>, f64)> {
+        let mut ranks: Vec<(Vec<usize>, f64)> = Vec::new();
+        let mut together = Vec::new();
+        for (i, name) in names.iter().enumerate() {
+            match (self.own_sparsity(name), self.scope) {
+                (Some(own), _) => ranks.push((vec![i], own)),
+                (None, Scope::Local) => ranks.push((vec![i], self.sparsity)),
+                (None, Scope::Global) => together.push(i),
+            }
+        }
+        ranks.push((together, self.sparsity));
+        ranks
     }
 }
 
-/// A weight with the scores of its entries; masked ones come first in any order.
-struct Scored {
-    value: ValueId,
-    content: Tensor,
-    scores: Vec<f64>,
-}
-
 impl Pass for UnstructuredPrune {
-    fn establishes(&self) -> Vec<opt_core::FactKind> {
-        vec![opt_core::FactKind::Mask]
+    fn establishes(&self) -> Vec<FactKind> {
+        vec![FactKind::Mask]
     }
 
     fn name(&self) -> &str {
@@ -95,94 +166,72 @@ impl Pass for UnstructuredPrune {
     }
 
     fn config(&self) -> String {
-        format!(
-            "sparsity = {:?}\nglobal = {}\n",
-            self.sparsity,
-            self.scope == Scope::Global
-        )
+        let global = self.scope == Scope::Global;
+        let mut out = format!("sparsity = {:?}\nglobal = {global}\n", self.sparsity);
+        for (pattern, sparsity) in &self.layers {
+            out += &format!("layer.{pattern:?} = {sparsity:?}\n");
+        }
+        out
     }
 
-    fn apply(&self, graph: Graph, cx: &mut Context<'_>) -> Result<(Graph, Report)> {
-        sparsity_in_range(self.sparsity)?;
+    fn needs(&self) -> Needs {
+        self.criterion.needs()
+    }
+
+    fn apply(&self, mut graph: Graph, cx: &mut Context<'_>) -> Result<(Graph, Report)> {
         let all = weights(&graph);
-        let names: Vec<&str> = all.iter().map(|&v| graph.value(v).name()).collect();
-        self.patterns.check(&names)?;
-        let mut scored = Vec::new();
-        for &value in &all {
-            if !self.patterns.allows(graph.value(value).name()) {
-                continue;
-            }
-            let content = graph.value(value).tensor().expect("a variable").clone();
-            let mut s = scores(self.criterion.as_ref(), &graph, value, &content, cx.seed())?;
-            if let Some(mask) = graph.facts().mask(value) {
-                for (s, keep) in s.iter_mut().zip(mask.to_vec_bool()?) {
-                    if !keep {
-                        *s = -1.0;
-                    }
-                }
-            }
-            scored.push(Scored {
-                value,
-                content,
-                scores: s,
-            });
-        }
-        if scored.is_empty() {
+        let names: Vec<&str> = all.iter().map(|w| graph.value(w.value).name()).collect();
+        self.check(&names)?;
+        let chosen: Vec<ValueId> = all
+            .iter()
+            .zip(&names)
+            .filter(|(_, name)| self.patterns.allows(name))
+            .map(|(w, _)| w.value)
+            .collect();
+        if chosen.is_empty() {
             return Err(Error::new(
                 ErrorKind::NoEffect,
                 "the graph has no weights to prune",
             ));
         }
-        let mut keep: Vec<Vec<bool>> = scored.iter().map(|s| vec![true; s.scores.len()]).collect();
-        let groups: Vec<Vec<usize>> = match self.scope {
-            Scope::Global => vec![(0..scored.len()).collect()],
-            Scope::Local => (0..scored.len()).map(|i| vec![i]).collect(),
-        };
-        for group in groups {
-            let mut order: Vec<(f64, usize, usize)> = group
-                .iter()
-                .flat_map(|&t| {
-                    let entries = scored[t].scores.iter().enumerate();
-                    entries.map(move |(i, &s)| (s, t, i))
-                })
-                .collect();
-            order.sort_by(|a, b| a.0.total_cmp(&b.0).then((a.1, a.2).cmp(&(b.1, b.2))));
-            let zeros = (self.sparsity * order.len() as f64).round() as usize;
-            let masked = order.iter().take_while(|(s, _, _)| *s < 0.0).count();
-            for &(_, t, i) in &order[..zeros.max(masked)] {
-                keep[t][i] = false;
+        let names: Vec<String> = chosen
+            .iter()
+            .map(|&v| graph.value(v).name().to_string())
+            .collect();
+        let mut scores = checked_scores(self.criterion.as_ref(), &graph, &chosen, cx)?;
+        // What is masked goes first.
+        let mut masked = Vec::new();
+        for (scores, &value) in scores.iter_mut().zip(&chosen) {
+            let mut count = 0;
+            if let Some(mask) = graph.facts().mask(value) {
+                for (s, keep) in scores.iter_mut().zip(mask.to_vec_bool()?) {
+                    if !keep {
+                        *s = -1.0;
+                        count += 1;
+                    }
+                }
             }
+            masked.push(count);
         }
-        let mut graph = graph;
-        let (mut changed, mut zeros, mut total) = (0, 0, 0);
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
         let mut report = Report::default();
-        for (scored, keep) in scored.iter().zip(keep) {
-            let before = scored.content.to_f64s();
-            let after: Vec<f64> = before
-                .iter()
-                .zip(&keep)
-                .map(|(&v, &k)| if k { v } else { 0.0 })
-                .collect();
-            let gone = keep.iter().filter(|&&k| !k).count();
-            let were = scored.scores.iter().filter(|&&s| s < 0.0).count();
-            changed += gone - were;
-            zeros += gone;
-            total += keep.len();
-            let content = &scored.content;
-            let tensor = Tensor::from_f64s(content.dtype(), content.shape(), &after)?;
-            graph.set_variable(scored.value, tensor)?;
-            let mask = Tensor::from_bools(content.shape(), keep)?;
-            let name = graph.value(scored.value).name().to_string();
-            report = report.figure(
-                format!("sparsity of {name}"),
-                gone as f64 / content.len().max(1) as f64,
-            );
-            graph.facts_mut().insert(scored.value, Fact::Mask(mask));
+        let (mut zeros, mut total) = (0, 0);
+        for (indices, sparsity) in self.ranks(&names) {
+            let lists: Vec<&[f64]> = indices.iter().map(|&i| &scores[i][..]).collect();
+            let len: usize = lists.iter().map(|l| l.len()).sum();
+            let before: usize = indices.iter().map(|&i| masked[i]).sum();
+            let count = ((sparsity * len as f64).round() as usize).max(before);
+            for (&i, keep) in indices.iter().zip(keep_all_but_lowest(&lists, count)) {
+                set_mask(&mut graph, chosen[i], &keep)?;
+                let gone = keep.iter().filter(|k| !**k).count();
+                let share = gone as f64 / keep.len().max(1) as f64;
+                report = report.figure(format!("sparsity of {}", names[i]), share);
+                report.changed += gone - masked[i];
+            }
+            zeros += count;
+            total += len;
         }
-        report.changed = changed;
-        Ok((
-            graph,
-            report.figure("sparsity", zeros as f64 / total.max(1) as f64),
-        ))
+        let sparsity = zeros as f64 / total.max(1) as f64;
+        Ok((graph, report.figure("sparsity", sparsity)))
     }
 }

@@ -120,7 +120,7 @@ fn outputs(graph: &Graph) -> Vec<f64> {
 }
 
 fn check(graph: &Graph, prune: &ChannelPrune) -> Result<usize> {
-    let selection = prune.select(graph, 5)?;
+    let selection = prune.select(graph, &mut Context::new().with_seed(5))?;
     let (masked, shrunk) = (selection.mask(graph)?, selection.shrink(graph)?);
     let (a, b) = (outputs(&masked), outputs(&shrunk));
     for (a, b) in a.iter().zip(&b) {
@@ -188,8 +188,12 @@ fn widths_are_met_or_refused() {
 fn bad_sparsities_are_errors() {
     let graph = network(1, &[]);
     for sparsity in [-0.1, 1.1, f64::NAN] {
-        let result = ChannelPrune::new(sparsity).select(&graph, 0);
+        let result = ChannelPrune::new(sparsity).select(&graph, &mut Context::new());
         assert!(result.is_err(), "{sparsity}");
     }
-    assert!(ChannelPrune::new(1.0).select(&graph, 0).is_ok());
+    assert!(
+        ChannelPrune::new(1.0)
+            .select(&graph, &mut Context::new())
+            .is_ok()
+    );
 }

@@ -1,21 +1,36 @@
-//! Whole channels and neurons, physically removed.
+//! Whole channels, neurons and attention heads, physically removed.
+
+mod layers;
+mod selection;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use opt_core::pass::{AxisGroup, AxisGroups, AxisMap, shrink};
-use opt_core::{Context, Error, ErrorKind, Graph, Pass, Report, Result, Tensor, ValueId};
+use opt_core::pass::{AxisGroup, AxisMap, Needs};
+use opt_core::{Context, Error, ErrorKind, Graph, Pass, Report, Result};
+pub use selection::ChannelSelection;
 
-use crate::criterion::{Criterion, Magnitude, scores};
+use crate::criterion::{Criterion, Magnitude, checked_structure_scores};
 use crate::select::{Patterns, sparsity_in_range, weights};
 
-/// Removes the channels and neurons with the lowest scores, and all that hangs together with
-/// them: biases, batch-norm entries, the matching inputs of what reads them, through residual
-/// adds, concatenations, grouped convolutions and flattening.
+/// What structured pruning treats.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// Channels, neurons and heads.
+    All,
+    /// Attention heads only.
+    Heads,
+    /// All but attention heads.
+    Channels,
+}
+
+/// Removes the channels, neurons and attention heads with the lowest scores, and all that hangs
+/// together with them: biases, batch-norm entries, the matching inputs of what reads them, through
+/// residual adds, concatenations, grouped convolutions, flattening and the reshapes of attention.
 ///
 /// A layer's channels that feed a graph output, or an op that mixes or counts them, stay. The
-/// score of a channel is the sum of its weights' scores, each weight's scores divided by their
-/// mean so that layers compare.
+/// score of a channel is what the [`Criterion`] says; for one that scores entries it is the sum
+/// of its weights' scores, each weight's scores divided by their mean so that layers compare.
 #[derive(Debug, Clone)]
 pub struct ChannelPrune {
     sparsity: f64,
@@ -24,12 +39,7 @@ pub struct ChannelPrune {
     global: bool,
     min_channels: usize,
     patterns: Patterns,
-}
-
-/// What a [`ChannelPrune`] chose: the groups to remove.
-#[derive(Debug, Clone)]
-pub struct ChannelSelection {
-    groups: Vec<AxisGroup>,
+    kind: Kind,
 }
 
 /// The channels of a layer that may go, lowest score first.
@@ -50,7 +60,44 @@ impl ChannelPrune {
             global: false,
             min_channels: 1,
             patterns: Patterns::default(),
+            kind: Kind::All,
         }
+    }
+
+    /// Removes a share, in `[0, 1]`, of the heads of each attention layer and nothing else, with
+    /// their rows and columns of the query, key, value and output projections (Michel et al. 2019,
+    /// "Are Sixteen Heads Really Better than One?"); at least one stays. Works on `Attention` ops
+    /// and on graphs that spell attention out, as ONNX exporters do.
+    ///
+    /// ```
+    /// use opt_core::nn::{MultiHeadAttention, ModelBuilder};
+    /// use opt_core::{Context, Pass};
+    /// use opt_prune::ChannelPrune;
+    ///
+    /// # fn main() -> opt_core::Result<()> {
+    /// let mut m = ModelBuilder::new("attention", 0);
+    /// let x = m.batch("x", [10, 32])?;
+    /// let y = m.layer("attn", MultiHeadAttention::new(4), x)?;
+    /// m.output("y", y)?;
+    /// let (small, _) = ChannelPrune::heads(0.25).apply(m.finish()?, &mut Context::new())?;
+    /// // Three of four heads of width 8.
+    /// let weight = small.find("attn.q_proj.weight")?;
+    /// assert_eq!(small.type_of(weight).to_string(), "f32[24,32]");
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn heads(sparsity: f64) -> ChannelPrune {
+        ChannelPrune {
+            kind: Kind::Heads,
+            ..ChannelPrune::new(sparsity)
+        }
+    }
+
+    /// Leaves attention heads as they are.
+    #[must_use]
+    pub fn keep_heads(mut self) -> ChannelPrune {
+        self.kind = Kind::Channels;
+        self
     }
 
     /// Prunes named layers to numbers of channels; a layer is named by a part of its weight's
@@ -92,13 +139,21 @@ impl ChannelPrune {
         self
     }
 
+    /// Treats only layers whose weights' names contain one of the included patterns.
+    #[must_use]
+    pub fn include(mut self, pattern: impl Into<String>) -> ChannelPrune {
+        self.patterns.include.push(pattern.into());
+        self
+    }
+
     /// Chooses what goes, without removing it.
     ///
     /// # Errors
-    /// If the sparsity is out of range, or a pattern or layer name matches nothing.
-    pub fn select(&self, graph: &Graph, seed: u64) -> Result<ChannelSelection> {
+    /// If the sparsity is out of range, a pattern or layer name matches nothing, or the context
+    /// lacks what the criterion needs.
+    pub fn select(&self, graph: &Graph, cx: &mut Context<'_>) -> Result<ChannelSelection> {
         sparsity_in_range(self.sparsity)?;
-        let layers = self.layers(graph, seed)?;
+        let layers = self.layers(graph, cx)?;
         let mut gone: Vec<usize> = vec![0; layers.len()];
         if !self.widths.is_empty() {
             for (name, &width) in &self.widths {
@@ -156,146 +211,67 @@ impl ChannelPrune {
         Ok(ChannelSelection { groups })
     }
 
+    /// Which indices of each value would stay: what [`shrink`](opt_core::pass::shrink) takes, and
+    /// what slices an optimizer's state by [`AxisMap::slice`].
+    ///
+    /// ```
+    /// use opt_core::nn::zoo;
+    /// use opt_core::{Context, pass::shrink};
+    /// use opt_prune::ChannelPrune;
+    ///
+    /// # fn main() -> opt_core::Result<()> {
+    /// let graph = zoo::lenet_300_100(64, 10, 0)?;
+    /// let map = ChannelPrune::new(0.5).plan(&graph, &mut Context::new())?;
+    /// let small = shrink(&graph, &map)?;
+    /// let w = graph.find("fc1.weight")?;
+    /// # let momentum = opt_core::Tensor::zeros(opt_core::DType::F32, [300, 64])?;
+    /// let momentum = map.slice(w, &momentum)?;
+    /// assert_eq!(momentum.shape(), [150, 64]);
+    /// assert_eq!(small.type_of(w).to_string(), "f32[150,64]");
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// As [`ChannelPrune::select`].
+    pub fn plan(&self, graph: &Graph, cx: &mut Context<'_>) -> Result<AxisMap> {
+        self.select(graph, cx)?.axis_map(graph)
+    }
+
     /// A number of channels to remove, bounded by what may go and by what must stay.
     fn bounded(&self, layer: &Layer, count: usize) -> usize {
         let most = layer.total.saturating_sub(self.min_channels);
         count.min(layer.channels.len()).min(most)
     }
 
-    fn layers(&self, graph: &Graph, seed: u64) -> Result<Vec<Layer>> {
+    fn layers(&self, graph: &Graph, cx: &mut Context<'_>) -> Result<Vec<Layer>> {
         let all = weights(graph);
-        let names: Vec<&str> = all.iter().map(|&v| graph.value(v).name()).collect();
+        let names: Vec<&str> = all.iter().map(|w| graph.value(w.value).name()).collect();
         self.patterns.check(&names)?;
-        let mut entry_scores: BTreeMap<ValueId, Vec<f64>> = BTreeMap::new();
-        for &v in &all {
-            let tensor = graph.value(v).tensor().expect("a variable");
-            let mut s = scores(self.criterion.as_ref(), graph, v, tensor, seed)?;
-            let mean = s.iter().sum::<f64>() / s.len().max(1) as f64;
-            if mean > 0.0 {
-                s.iter_mut().for_each(|s| *s /= mean);
-            }
-            entry_scores.insert(v, s);
-        }
-        // Groups with the same set of (value, axis) are the channels of one layer.
-        let mut layers: BTreeMap<Vec<(ValueId, usize)>, Vec<&AxisGroup>> = BTreeMap::new();
-        let groups = AxisGroups::of(graph)?;
-        for group in groups.iter() {
-            if group
-                .entries
-                .keys()
-                .any(|(v, _)| entry_scores.contains_key(v))
-            {
-                let places: Vec<_> = group.entries.keys().copied().collect();
-                layers.entry(places).or_default().push(group);
-            }
-        }
-        let mut out = Vec::new();
-        for (places, groups) in layers {
-            let names: Vec<&str> = places
-                .iter()
-                .filter(|(v, axis)| entry_scores.contains_key(v) && *axis == 0)
-                .map(|(v, _)| graph.value(*v).name())
-                .collect();
-            let name = names.join(", ");
-            if names.iter().any(|n| !self.patterns.allows(n)) || names.is_empty() {
-                continue;
-            }
-            let total = groups.len();
-            let mut channels: Vec<(f64, AxisGroup)> = groups
-                .into_iter()
-                .filter(|g| !g.blocked)
-                .map(|g| (group_score(graph, g, &entry_scores), g.clone()))
-                .collect();
+        let mut layers = layers::layers(graph, &all)?;
+        layers.retain(|layer| {
+            let mut names = layer.weights.iter().map(|(v, _)| graph.value(*v).name());
+            let kind = match self.kind {
+                Kind::All => true,
+                Kind::Heads => layer.heads,
+                Kind::Channels => !layer.heads,
+            };
+            kind && names.all(|n| self.patterns.allows(n))
+        });
+        let values: Vec<_> = all.iter().map(|w| w.value).collect();
+        let scores =
+            checked_structure_scores(self.criterion.as_ref(), graph, &layers, &values, cx)?;
+        let ranked = layers.into_iter().zip(scores).map(|(layer, scores)| {
+            let mut channels: Vec<(f64, AxisGroup)> =
+                scores.into_iter().zip(layer.groups).collect();
             channels.sort_by(|a, b| a.0.total_cmp(&b.0));
-            if !channels.is_empty() {
-                out.push(Layer {
-                    name,
-                    total,
-                    channels,
-                });
+            Layer {
+                name: layer.layer,
+                total: layer.total,
+                channels,
             }
-        }
-        Ok(out)
-    }
-}
-
-/// The sum of the scores of a group's weight entries.
-fn group_score(graph: &Graph, group: &AxisGroup, scores: &BTreeMap<ValueId, Vec<f64>>) -> f64 {
-    let mut total = 0.0;
-    for ((value, axis), indices) in &group.entries {
-        let Some(scores) = scores.get(value) else {
-            continue;
-        };
-        let shape = graph.value(*value).tensor().expect("a variable").shape();
-        let inner: usize = shape[axis + 1..].iter().product();
-        let outer: usize = shape[..*axis].iter().product();
-        for &i in indices {
-            for o in 0..outer {
-                let start = (o * shape[*axis] + i) * inner;
-                total += scores[start..start + inner].iter().sum::<f64>();
-            }
-        }
-    }
-    total
-}
-
-impl ChannelSelection {
-    /// The number of channels that go.
-    pub fn len(&self) -> usize {
-        self.groups.len()
-    }
-
-    /// Whether none go.
-    pub fn is_empty(&self) -> bool {
-        self.groups.is_empty()
-    }
-
-    /// The graph without the channels.
-    ///
-    /// # Errors
-    /// If an op cannot be expressed for what is left, at its node.
-    pub fn shrink(&self, graph: &Graph) -> Result<Graph> {
-        shrink(graph, &self.axis_map(graph)?)
-    }
-
-    /// The graph with the channels' parameters set to zero instead: it computes the same as the
-    /// [shrunk](ChannelSelection::shrink) one.
-    ///
-    /// # Errors
-    /// None for graphs that verify.
-    pub fn mask(&self, graph: &Graph) -> Result<Graph> {
-        let mut out = graph.clone();
-        for (id, value, tensor) in graph.variables() {
-            if !value.ty().dtype.is_float() {
-                continue;
-            }
-            let mut data = tensor.to_f64s();
-            let mut touched = false;
-            for group in &self.groups {
-                for ((_, axis), indices) in group.entries.iter().filter(|((v, _), _)| *v == id) {
-                    let inner: usize = tensor.shape()[axis + 1..].iter().product();
-                    for (i, v) in data.iter_mut().enumerate() {
-                        if indices.contains(&(i / inner.max(1) % tensor.shape()[*axis])) {
-                            *v = 0.0;
-                            touched = true;
-                        }
-                    }
-                }
-            }
-            if touched {
-                let masked = Tensor::from_f64s(tensor.dtype(), tensor.shape(), &data)?;
-                out.set_variable(id, masked)?;
-            }
-        }
-        Ok(out)
-    }
-
-    /// Which indices of each value stay; slices optimizer state and the like.
-    ///
-    /// # Errors
-    /// If the graph is not the one that the selection was made for.
-    pub fn axis_map(&self, graph: &Graph) -> Result<AxisMap> {
-        AxisMap::removing(graph, &self.groups)
+        });
+        Ok(ranked.collect())
     }
 }
 
@@ -312,8 +288,12 @@ impl Pass for ChannelPrune {
         out
     }
 
+    fn needs(&self) -> Needs {
+        self.criterion.needs()
+    }
+
     fn apply(&self, graph: Graph, cx: &mut Context<'_>) -> Result<(Graph, Report)> {
-        let selection = self.select(&graph, cx.seed())?;
+        let selection = self.select(&graph, cx)?;
         let before = graph.parameter_count();
         let shrunk = selection.shrink(&graph)?;
         let report = Report::new(selection.len())
