@@ -66,4 +66,4 @@ pub use schedule::{
     Polynomial, ReduceOnPlateau, Schedule, StepDecay, Warmup,
 };
 pub use step::{Clip, ModelIo, Objective, StepOptions, Supervised, training_graph};
-pub use trainer::{Epoch, FineTune, History, Trainer};
+pub use trainer::{CrossValidation, Epoch, FineTune, FoldResult, History, Score, Trainer};

@@ -580,3 +580,65 @@ fn the_optimizers_state_goes_on_from_pass_to_pass() {
         "{error}"
     );
 }
+
+#[test]
+fn every_fold_is_a_run_of_its_own() {
+    use opt_data::StratifiedKFold;
+    let (data, backend) = (data(60), NdarrayBackend::new());
+    let folds = StratifiedKFold::new(4)
+        .unwrap()
+        .shuffled(1)
+        .split(&data, 1)
+        .unwrap();
+    let trainer = trainer().epochs(6);
+    let result = trainer
+        .cross_validate(&folds, &data, |_| Ok(model(0.0)), &backend)
+        .unwrap();
+    let mut accuracies = Vec::new();
+    for (fold, result) in folds.iter().zip(&result.folds) {
+        let (train, test) = fold.of(&data).unwrap();
+        let alone = trainer
+            .fit_with(
+                model(0.0),
+                &train,
+                Some(&test),
+                &backend,
+                &mut opt_core::observer::Silent,
+            )
+            .unwrap();
+        assert_eq!(weights(&alone.0), weights(&result.model));
+        assert_eq!(alone.1, result.history);
+        accuracies.push(alone.1.epochs[5].val_accuracy.unwrap());
+    }
+    let score = result.accuracy().unwrap();
+    let mean = accuracies.iter().sum::<f64>() / 4.0;
+    let variance = accuracies.iter().map(|a| (a - mean).powi(2)).sum::<f64>() / 3.0;
+    assert!((score.mean - mean).abs() < 1e-12 && (score.std - variance.sqrt()).abs() < 1e-12);
+    assert!(result.to_string().starts_with("4 folds, loss "), "{result}");
+
+    let best = trainer.clone().keep_best().epochs(4);
+    let best = best
+        .cross_validate(&folds, &data, |_| Ok(model(0.0)), &backend)
+        .unwrap();
+    for fold in &best.folds {
+        let epochs = &fold.history.epochs;
+        let most = epochs
+            .iter()
+            .filter_map(|e| e.val_accuracy)
+            .fold(0.0, f64::max);
+        assert_eq!(fold.kept().unwrap().val_accuracy, Some(most));
+    }
+    assert!(
+        trainer
+            .cross_validate(&[], &data, |_| Ok(model(0.0)), &backend)
+            .is_err()
+    );
+    let failing = |i| match i {
+        2 => Err(opt_core::Error::invalid("no model")),
+        _ => Ok(model(0.0)),
+    };
+    let error = trainer
+        .cross_validate(&folds, &data, failing, &backend)
+        .unwrap_err();
+    assert!(error.to_string().contains("fold 2"), "{error}");
+}

@@ -1,11 +1,13 @@
 //! The training loop.
 
+mod cross_validate;
 mod fine_tune;
 mod run;
 
 use std::path::PathBuf;
 use std::sync::Arc;
 
+pub use cross_validate::{CrossValidation, FoldResult, Score};
 pub use fine_tune::FineTune;
 use opt_core::data::Dataset;
 use opt_core::observer::Silent;
