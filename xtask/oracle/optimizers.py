@@ -14,11 +14,11 @@ torch.set_num_threads(1)
 STEPS = 50
 
 
-def problem():
-    g = torch.Generator().manual_seed(1)
-    x = torch.randn(12, 5, generator=g)
-    y = torch.randn(12, 3, generator=g)
-    w = torch.randn(3, 5, generator=g) * 0.5
+def problem(seed, rows, inputs, outputs):
+    g = torch.Generator().manual_seed(seed)
+    x = torch.randn(rows, inputs, generator=g)
+    y = torch.randn(rows, outputs, generator=g)
+    w = torch.randn(outputs, inputs, generator=g) * 0.5
     # In f64: where a gradient passes 0, NAdam's step takes its sign from rounding. At most learning
     # rates, though not at those below, PyTorch's own weights in f32 are up to 3e-2 off for it.
     return x.double(), y.double(), w.double()
@@ -100,32 +100,42 @@ SETTINGS = {
 }
 
 
-def main(folder):
-    x, y, start = problem()
-    out = {
-        "x": x.flatten().tolist(),
-        "y": y.flatten().tolist(),
-        "w": start.flatten().tolist(),
-        "steps": STEPS,
-        "settings": {},
-    }
+def solved(x, y, start):
+    """The losses and last weights of every setting."""
+    found = {}
     for name, make in SETTINGS.items():
-        x, y, start = problem()
+        a, b, w = x, y, start
         if name.endswith("_tall"):
             # The weights get more rows than columns.
-            x, y, start = y, x, start.T.contiguous()
-        w = start.clone().requires_grad_()
+            a, b, w = y, x, start.T
+        w = w.clone(memory_format=torch.contiguous_format).requires_grad_()
         optimizer = make([w])
         losses = []
         for _ in range(STEPS):
-            loss = torch.nn.functional.mse_loss(x @ w.T, y)
+            loss = torch.nn.functional.mse_loss(a @ w.T, b)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             losses.append(loss.item())
-        out["settings"][name] = {"losses": losses, "w": w.detach().flatten().tolist()}
+        found[name] = {"losses": losses, "w": w.detach().flatten().tolist()}
+    return found
+
+
+def main(folder):
+    problems = []
+    for sizes in [(1, 12, 5, 3), (2, 9, 6, 2), (3, 20, 4, 1)]:
+        x, y, w = problem(*sizes)
+        problems.append(
+            {
+                "sizes": sizes[1:],
+                "x": x.flatten().tolist(),
+                "y": y.flatten().tolist(),
+                "w": w.flatten().tolist(),
+                "settings": solved(x, y, w),
+            }
+        )
     path = pathlib.Path(folder) / "optimizers.json"
-    path.write_text(json.dumps(out, indent=1) + "\n")
+    path.write_text(json.dumps(problems, indent=1) + "\n")
 
 
 if __name__ == "__main__":
