@@ -17,13 +17,13 @@ use opt_core::{
 };
 use opt_data::TensorDataset;
 use opt_distill::SoftTargets;
-use opt_examples::{BackendArgs, arrays, fixed_batch, load, matching, run};
+use opt_examples::{BackendArgs, OptimizerArgs, arrays, fixed_batch, load, matching, run};
 use opt_onnx::{Exporter, Importer, trainable};
 use opt_prune::UnstructuredPrune;
 use opt_quant::{Config, ConvertQat, PrepareQat};
 use opt_train::{
-    Adagrad, Adam, AdamW, CrossEntropy, GradientDescent, Mse, Objective, Optimizer, RmsProp, Sgd,
-    StepOptions, Supervised, training_graph,
+    Bce, CrossEntropy, Huber, Mae, Mse, Objective, SmoothedCrossEntropy, StepOptions, Supervised,
+    training_graph,
 };
 
 /// Trains an ONNX model on arrays from an npz file.
@@ -39,12 +39,14 @@ struct Args {
     /// The array of the labels: class indices (int64) or values.
     #[arg(long)]
     labels: String,
-    /// `cross_entropy` or `mse`, of the model's first output.
+    /// `cross_entropy`, `mse`, `mae`, `huber` or `bce`, of the model's first output.
     #[arg(long)]
     loss: String,
-    /// `sgd`, `momentum`, `nesterov`, `adam`, `adamw`, `rmsprop`, `adagrad` or `gd`.
-    #[arg(long)]
-    optimizer: String,
+    /// The probability that `cross_entropy` spreads over all classes.
+    #[arg(long, default_value_t = 0.0)]
+    label_smoothing: f64,
+    #[command(flatten)]
+    optimizer: OptimizerArgs,
     /// The learning rate.
     #[arg(long)]
     lr: f32,
@@ -54,12 +56,6 @@ struct Args {
     /// Steps.
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
     steps: u64,
-    /// The momentum of `sgd` and `rmsprop` (0 if left out), `momentum` and `nesterov` (0.9).
-    #[arg(long)]
-    momentum: Option<f64>,
-    /// The weight decay of the optimizer, but for `gd`; its usual one if left out.
-    #[arg(long)]
-    weight_decay: Option<f64>,
     /// Takes the samples in their order.
     #[arg(long)]
     no_shuffle: bool,
@@ -93,63 +89,6 @@ fn main() -> ExitCode {
     run(|| command(&args))
 }
 
-fn optimizer(args: &Args) -> Result<Box<dyn Optimizer>> {
-    let (name, decay) = (args.optimizer.as_str(), args.weight_decay);
-    let built: Box<dyn Optimizer> = match name {
-        "gd" => Box::new(GradientDescent),
-        "sgd" => {
-            let mut sgd = Sgd::momentum(args.momentum.unwrap_or(0.0));
-            sgd.weight_decay = decay.unwrap_or(0.0);
-            Box::new(sgd)
-        }
-        "momentum" | "nesterov" => {
-            let factor = args.momentum.unwrap_or(0.9);
-            let mut sgd = if name == "nesterov" {
-                Sgd::nesterov(factor)
-            } else {
-                Sgd::momentum(factor)
-            };
-            sgd.weight_decay = decay.unwrap_or(0.0);
-            Box::new(sgd)
-        }
-        "adam" => Box::new(Adam {
-            weight_decay: decay.unwrap_or(0.0),
-            ..Adam::default()
-        }),
-        "adamw" => {
-            let mut adamw = AdamW::default();
-            adamw.weight_decay = decay.unwrap_or(adamw.weight_decay);
-            Box::new(adamw)
-        }
-        "rmsprop" => Box::new(RmsProp {
-            momentum: args.momentum.unwrap_or(0.0),
-            weight_decay: decay.unwrap_or(0.0),
-            ..RmsProp::default()
-        }),
-        "adagrad" => Box::new(Adagrad {
-            weight_decay: decay.unwrap_or(0.0),
-            ..Adagrad::default()
-        }),
-        other => {
-            return Err(Error::invalid(format!(
-                "there is no optimizer `{other}`; use sgd, momentum, nesterov, adam, adamw, \
-                 rmsprop, adagrad or gd"
-            )));
-        }
-    };
-    let has_momentum = matches!(name, "sgd" | "momentum" | "nesterov" | "rmsprop");
-    let ignored = if args.momentum.is_some() && !has_momentum {
-        "--momentum"
-    } else if decay.is_some() && name == "gd" {
-        "--weight-decay"
-    } else {
-        return Ok(built);
-    };
-    Err(Error::invalid(format!(
-        "the optimizer `{name}` has no `{ignored}`"
-    )))
-}
-
 /// The labels, as the loss takes them.
 fn labels(args: &Args, model: &Graph, given: &[(String, Tensor)]) -> Result<Tensor> {
     let name = &args.labels;
@@ -165,12 +104,13 @@ fn labels(args: &Args, model: &Graph, given: &[(String, Tensor)]) -> Result<Tens
         .ok_or_else(|| Error::invalid("the model has no output"))?;
     let output = model.type_of(output);
     let (dtype, shape) = (labels.dtype(), labels.shape());
-    if args.loss == "mse" {
+    if args.loss != "cross_entropy" {
         return match dtype.is_float() {
             true => Ok(labels.cast(output.dtype)),
             false => Err(Error::invalid(format!(
-                "the labels `{name}` are {dtype}{shape:?}; mse takes floats like the output's \
-                 {output}"
+                "the labels `{name}` are {dtype}{shape:?}; {} takes floats like the output's \
+                 {output}",
+                args.loss
             ))),
         };
     }
@@ -199,8 +139,18 @@ fn labels(args: &Args, model: &Graph, given: &[(String, Tensor)]) -> Result<Tens
 
 fn objective(args: &Args) -> Result<Box<dyn Objective>> {
     match (args.loss.as_str(), &args.teacher) {
-        ("cross_entropy", None) => Ok(Box::new(CrossEntropy)),
+        ("cross_entropy", None) if args.label_smoothing == 0.0 => Ok(Box::new(CrossEntropy)),
+        ("cross_entropy", None) => Ok(Box::new(Supervised(SmoothedCrossEntropy {
+            label_smoothing: args.label_smoothing,
+        }))),
+        (loss, _) if args.label_smoothing != 0.0 => Err(Error::invalid(format!(
+            "`--label-smoothing` is for cross_entropy with labels alone, not for {loss}{}",
+            args.teacher.as_ref().map_or("", |_| " with `--teacher`")
+        ))),
         ("mse", None) => Ok(Box::new(Supervised(Mse))),
+        ("mae", None) => Ok(Box::new(Supervised(Mae))),
+        ("huber", None) => Ok(Box::new(Supervised(Huber::default()))),
+        ("bce", None) => Ok(Box::new(Supervised(Bce))),
         ("cross_entropy", Some(path)) => {
             let targets = SoftTargets {
                 temperature: args.temperature,
@@ -208,11 +158,11 @@ fn objective(args: &Args) -> Result<Box<dyn Objective>> {
             };
             Ok(Box::new(targets.from_teacher(Importer::new().load(path)?)))
         }
-        ("mse", Some(_)) => Err(Error::invalid(
+        ("mse" | "mae" | "huber" | "bce", Some(_)) => Err(Error::invalid(
             "a teacher's outputs are classes; use `--loss cross_entropy` with `--teacher`",
         )),
         (other, _) => Err(Error::invalid(format!(
-            "there is no loss `{other}`; use cross_entropy or mse"
+            "there is no loss `{other}`; use cross_entropy, mse, mae, huber or bce"
         ))),
     }
 }
@@ -262,7 +212,7 @@ fn command(args: &Args) -> Result<()> {
             args.lr
         )));
     }
-    let optimizer = optimizer(args)?;
+    let optimizer = args.optimizer.build()?;
     let objective = objective(args)?;
     let given = arrays(&args.data)?;
     let imported = load(&args.model, &[])?;

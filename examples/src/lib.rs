@@ -2,8 +2,10 @@
 //! them.
 
 mod backend;
+mod optimizer;
 
 pub use backend::BackendArgs;
+pub use optimizer::OptimizerArgs;
 
 use std::io::{self, Write as _};
 use std::path::Path;
