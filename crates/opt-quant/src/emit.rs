@@ -50,12 +50,14 @@ fn with_room(
     Tensor::from_f64s(DType::F32, scale.shape(), &scales)
 }
 
-/// The graph with the plan's layers and activations quantized.
+/// The graph with the plan's layers and activations quantized: weights by the scales that were
+/// learned for them, else by their range.
 pub(crate) fn emit(
     graph: Graph,
     plan: &Plan,
     ranges: &BTreeMap<ValueId, QParams>,
     weights: &Scheme,
+    learned: &BTreeMap<ValueId, QParams>,
 ) -> Result<(Graph, Report)> {
     let original = graph.clone();
     let content = |v: ValueId| {
@@ -85,9 +87,12 @@ pub(crate) fn emit(
     }
     for layer in &plan.layers {
         let exact = content(layer.weight);
-        let mut params = weights
-            .of_tensor(&exact, layer.axis)
-            .at(|| name(layer.weight))?;
+        let mut params = match learned.get(&layer.weight) {
+            Some(params) => params.clone(),
+            None => weights
+                .of_tensor(&exact, layer.axis)
+                .at(|| name(layer.weight))?,
+        };
         let input_scale = ranges[&plan.activations[&layer.input]].scale.item()?;
         if let Some(bias) = layer.bias {
             params.scale = with_room(

@@ -12,14 +12,15 @@ use opt_core::{
 
 use crate::emit::emit;
 use crate::plan::Plan;
-use crate::scheme::{QParams, Scheme};
+use crate::scheme::QParams;
 use crate::static_pass::Config;
 
 /// Inserts fake quantization where [`QuantizeStatic`](crate::QuantizeStatic) would quantize, so
 /// that training feels the rounding (Jacob et al. 2018; gradients go straight through).
 ///
 /// Activations are rounded to grids that calibration fixes; weights to grids whose scales are
-/// computed from the weights in every step. [`ConvertQat`] makes the integers.
+/// computed from the weights in every step, or [learned](Config::learn_scales). [`ConvertQat`]
+/// makes the integers.
 #[derive(Debug, Clone, Default)]
 pub struct PrepareQat {
     /// What to quantize and how.
@@ -50,21 +51,46 @@ impl QuantizeAware {
     }
 }
 
-/// Adds the nodes that round a weight to the symmetric grid of its own range.
+/// The variable with the learned scales of a weight.
+fn scale_name(weight: &str) -> String {
+    format!("{weight}.scale")
+}
+
+/// No learned scale is smaller: a step could make it 0 or negative.
+const LEAST_SCALE: f64 = 1e-8;
+
+/// Adds the nodes that round a weight to its symmetric grid.
 fn fake_weight(
     patch: &mut GraphPatch,
     weight: ValueId,
     axis: usize,
-    scheme: &Scheme,
+    config: &Config,
 ) -> Result<ValueId> {
+    let scheme = &config.weights;
     if !scheme.symmetric || !matches!(scheme.dtype, DType::I8 | DType::I4) {
         return Err(Error::unsupported(
             "quantization-aware training of weights on other than symmetric signed grids",
         ));
     }
-    let (low, high) = scheme.dtype.int_range()?;
-    let rank = patch.type_of(weight).rank();
+    let (low, high) = scheme.grid()?;
     let axis = scheme.per_channel.then_some(axis);
+    let scale = match config.learn_scales {
+        true => learned_scale(patch, weight, axis, high)?,
+        false => scale_of_range(patch, weight, axis, high)?,
+    };
+    let shape = patch.type_of(scale).shape.fixed()?;
+    let zeros = patch.constant(Tensor::zeros(DType::F32, &shape)?);
+    patch.op(FakeQuantize { low, high, axis }, &[weight, scale, zeros])
+}
+
+/// The scale under which the largest weight is the highest integer.
+fn scale_of_range(
+    patch: &mut GraphPatch,
+    weight: ValueId,
+    axis: Option<usize>,
+    high: i32,
+) -> Result<ValueId> {
+    let rank = patch.type_of(weight).rank();
     let axes: Vec<usize> = (0..rank).filter(|&a| Some(a) != axis).collect();
     let fixed = patch.stop_gradient(weight)?;
     let size = patch.abs(fixed)?;
@@ -74,10 +100,53 @@ fn fake_weight(
     let zero = patch.scalar_like(scale, 0.0)?;
     let one = patch.scalar_like(scale, 1.0)?;
     let positive = patch.greater(scale, zero)?;
-    let scale = patch.select(positive, scale, one)?;
-    let shape = patch.type_of(scale).shape.fixed()?;
-    let zeros = patch.constant(Tensor::zeros(DType::F32, &shape)?);
-    patch.op(FakeQuantize { low, high, axis }, &[weight, scale, zeros])
+    patch.select(positive, scale, one)
+}
+
+/// A scale that training learns (LSQ, Esser et al. 2020): at first `2 * mean(|w|) / sqrt(high)`,
+/// with its gradient divided by `sqrt(n * high)` for n weights, so that it moves about as fast as
+/// they do.
+fn learned_scale(
+    patch: &mut GraphPatch,
+    weight: ValueId,
+    axis: Option<usize>,
+    high: i32,
+) -> Result<ValueId> {
+    let value = patch.graph().value(weight);
+    let name = value.name().to_string();
+    let content = value
+        .tensor()
+        .cloned()
+        .ok_or_else(|| Error::unsupported("learned scales of computed weights").at(&*name))?;
+    let shape = content.shape();
+    let channels = axis.map_or(1, |a| shape[a]);
+    let inner: usize = axis.map_or(content.len(), |a| shape[a + 1..].iter().product());
+    let mut sums = vec![0.0; channels];
+    for (i, w) in content.to_f64s().into_iter().enumerate() {
+        sums[i / inner.max(1) % channels] += w.abs();
+    }
+    let count = (content.len() / channels.max(1)).max(1) as f64;
+    let root = f64::from(high).sqrt();
+    // A channel of zeros has scale 1, as `Scheme::scale` has it.
+    let start = |sum: &f64| {
+        if *sum > 0.0 {
+            2.0 * sum / count / root
+        } else {
+            1.0
+        }
+    };
+    let start: Vec<f64> = sums.iter().map(start).collect();
+    let shape: &[usize] = if axis.is_some() { &[channels] } else { &[] };
+    let start = Tensor::from_f64s(DType::F32, shape, &start)?;
+    let scale = patch.variable(&scale_name(&name), start)?;
+    // The value of the scale with a part of its gradient.
+    let part = 1.0 / (count * f64::from(high)).sqrt();
+    let moving = patch.mul_scalar(scale, part)?;
+    let fixed = patch.stop_gradient(scale)?;
+    let fixed = patch.mul_scalar(fixed, 1.0 - part)?;
+    let scale = patch.add(moving, fixed)?;
+    let least = patch.scalar_like(scale, LEAST_SCALE)?;
+    patch.maximum(scale, least)
 }
 
 fn prepare(
@@ -88,7 +157,7 @@ fn prepare(
 ) -> Result<Graph> {
     let mut patch = GraphPatch::new(graph);
     for (&origin, params) in ranges {
-        let (low, high) = params.zero_point.dtype().int_range()?;
+        let (low, high) = params.grid;
         let scale = patch.named_constant("s", params.scale.clone());
         let zero = patch.named_constant("z", params.zero_point.cast(DType::F32));
         let op = FakeQuantize {
@@ -100,10 +169,38 @@ fn prepare(
         patch.replace(origin, fake)?;
     }
     for layer in &plan.layers {
-        let fake = fake_weight(&mut patch, layer.weight, layer.axis, &config.weights)?;
+        let fake = fake_weight(&mut patch, layer.weight, layer.axis, config)?;
         patch.replace(layer.weight, fake)?;
     }
     patch.finish()
+}
+
+/// The parameters of the weights whose scales were learned.
+fn learned(graph: &Graph, config: &Config, plan: &Plan) -> Result<BTreeMap<ValueId, QParams>> {
+    let mut out = BTreeMap::new();
+    if !config.learn_scales {
+        return Ok(out);
+    }
+    for layer in &plan.layers {
+        let name = graph.value(layer.weight).name();
+        let scale = graph.find(&scale_name(name)).ok();
+        let Some(scale) = scale.and_then(|v| graph.value(v).tensor()) else {
+            return Err(Error::invalid(
+                "this weight has no learned scale; apply `PrepareQat` with the same configuration",
+            )
+            .at(name.to_string()));
+        };
+        let scales: Vec<f64> = scale.to_f64s();
+        let scales: Vec<f64> = scales.into_iter().map(|s| s.max(LEAST_SCALE)).collect();
+        let params = QParams {
+            scale: Tensor::from_f64s(DType::F32, scale.shape(), &scales)?,
+            zero_point: Tensor::zeros(config.weights.dtype, scale.shape())?,
+            axis: config.weights.per_channel.then_some(layer.axis),
+            grid: config.weights.grid()?,
+        };
+        out.insert(layer.weight, params);
+    }
+    Ok(out)
 }
 
 /// The graph without fake quantization, and the parameters that its activations had.
@@ -133,6 +230,7 @@ fn strip(graph: Graph, config: &Config) -> Result<(Graph, BTreeMap<ValueId, QPar
                 scale,
                 zero_point: zero.cast(config.activations.dtype),
                 axis: None,
+                grid: config.activations.grid()?,
             };
             ranges.insert(source, params);
         }
@@ -179,9 +277,11 @@ impl Pass for ConvertQat {
     }
 
     fn apply(&self, graph: Graph, _: &mut Context<'_>) -> Result<(Graph, Report)> {
+        let prepared = graph.clone();
         let (graph, ranges) = strip(graph, &self.config)?;
         let plan = Plan::of(&graph, &self.config.exclude)?;
-        emit(graph, &plan, &ranges, &self.config.weights)
+        let learned = learned(&prepared, &self.config, &plan)?;
+        emit(graph, &plan, &ranges, &self.config.weights, &learned)
     }
 }
 

@@ -12,6 +12,8 @@ pub struct Scheme {
     pub symmetric: bool,
     /// Whether each channel has a scale of its own.
     pub per_channel: bool,
+    /// Bits of the grid, 2 or more, where it is narrower than the type that holds it.
+    pub bits: Option<u32>,
 }
 
 impl Scheme {
@@ -21,6 +23,7 @@ impl Scheme {
             dtype: DType::I8,
             symmetric: true,
             per_channel: true,
+            bits: None,
         }
     }
 
@@ -30,6 +33,7 @@ impl Scheme {
             dtype: DType::U8,
             symmetric: false,
             per_channel: false,
+            bits: None,
         }
     }
 
@@ -40,6 +44,52 @@ impl Scheme {
     pub fn with_dtype(self, dtype: DType) -> Result<Scheme> {
         dtype.int_range()?;
         Ok(Scheme { dtype, ..self })
+    }
+
+    /// The same on a grid of fewer bits than the type has: 2 bits of a signed type are -2, -1, 0
+    /// and 1.
+    ///
+    /// ```
+    /// use opt_core::DType;
+    /// use opt_quant::Scheme;
+    ///
+    /// let scheme = Scheme::weights().with_dtype(DType::I4)?.with_bits(2)?;
+    /// assert_eq!(scheme.grid()?, (-2, 1));
+    /// # Ok::<(), opt_quant::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// If they are below 2 or more than the type's.
+    pub fn with_bits(self, bits: u32) -> Result<Scheme> {
+        let scheme = Scheme {
+            bits: Some(bits),
+            ..self
+        };
+        scheme.grid()?;
+        Ok(scheme)
+    }
+
+    /// The lowest and the highest integer.
+    ///
+    /// # Errors
+    /// If the type is no integer grid, or has fewer bits than the scheme.
+    pub fn grid(&self) -> Result<(i32, i32)> {
+        let (low, high) = self.dtype.int_range()?;
+        let Some(bits) = self.bits else {
+            return Ok((low, high));
+        };
+        let most = (high - low).count_ones();
+        if !(2..=most).contains(&bits) {
+            return Err(Error::invalid(format!(
+                "a grid of {bits} bits in {}; it has 2 to {most}",
+                self.dtype
+            )));
+        }
+        let size = 1 << bits;
+        Ok(match low < 0 {
+            true => (-size / 2, size / 2 - 1),
+            false => (0, size - 1),
+        })
     }
 
     /// One scale for the whole tensor.
@@ -67,7 +117,7 @@ impl Scheme {
                 format!("the range of the values is {low}..{high}; do they hold NaN or infinity?"),
             ));
         }
-        let (qmin, qmax) = self.dtype.int_range()?;
+        let (qmin, qmax) = self.grid()?;
         if self.symmetric {
             let middle = if qmin < 0 { 0 } else { (qmax + 1) / 2 };
             let size = low.abs().max(high.abs());
@@ -99,6 +149,7 @@ impl Scheme {
             scale: Tensor::new(shape, scales)?,
             zero_point: Tensor::from_f64s(self.dtype, shape, &zeros)?,
             axis,
+            grid: self.grid()?,
         })
     }
 
@@ -143,6 +194,8 @@ pub struct QParams {
     pub zero_point: Tensor,
     /// The channel axis.
     pub axis: Option<usize>,
+    /// The lowest and the highest integer.
+    pub grid: (i32, i32),
 }
 
 impl QParams {
@@ -190,7 +243,13 @@ pub fn quantize_tensor(tensor: &Tensor, params: &QParams) -> Result<Tensor> {
         ));
     }
     let dtype = params.zero_point.dtype();
-    let (low, high) = dtype.int_range()?;
+    let (low, high) = params.grid;
+    let (least, most) = dtype.int_range()?;
+    if low < least || high > most || low >= high {
+        return Err(Error::invalid(format!(
+            "a grid from {low} to {high} in {dtype}"
+        )));
+    }
     let (scale, zero) = (params.scale.to_f64s(), params.zero_point.to_f64s());
     let data: Vec<f64> = tensor
         .to_f64s()
@@ -249,6 +308,17 @@ mod tests {
             assert_eq!(acts.scale(low, high).unwrap_err().kind(), ErrorKind::Data);
         }
         assert!(weights.with_dtype(DType::F32).is_err());
+        let narrow = weights.with_bits(3).unwrap();
+        assert_eq!(narrow.grid().unwrap(), (-4, 3));
+        assert_eq!(narrow.scale(-1.5, 0.5).unwrap(), (0.5, 0));
+        assert_eq!(
+            acts.with_bits(2).unwrap().scale(0.0, 3.0).unwrap(),
+            (1.0, 0)
+        );
+        for bits in [0, 1, 9, u32::MAX] {
+            assert!(weights.with_bits(bits).is_err(), "{bits}");
+        }
+        assert!(narrow.with_dtype(DType::I4).unwrap().with_bits(5).is_err());
     }
 
     #[test]

@@ -21,6 +21,10 @@ pub struct Config {
     pub activations: Scheme,
     /// How ranges of activations are found.
     pub calibration: Calibration,
+    /// Whether quantization-aware training learns the scales of weights (LSQ, Esser et al. 2020)
+    /// rather than taking them from the weights' range in every step. Below 4 bits the largest
+    /// weight is a poor scale for the others.
+    pub learn_scales: bool,
     /// Layers whose weights' names contain one of these stay in float; one that matches nothing
     /// is an error.
     pub exclude: Vec<String>,
@@ -32,6 +36,7 @@ impl Default for Config {
             weights: Scheme::weights(),
             activations: Scheme::activations(),
             calibration: Calibration::default(),
+            learn_scales: false,
             exclude: Vec::new(),
         }
     }
@@ -42,6 +47,37 @@ impl Config {
     #[must_use]
     pub fn observer(mut self, observer: ObserverKind) -> Config {
         self.calibration.observer = observer;
+        self
+    }
+
+    /// Lays weights on another grid.
+    #[must_use]
+    pub fn weights(mut self, scheme: Scheme) -> Config {
+        self.weights = scheme;
+        self
+    }
+
+    /// Lays activations on another grid.
+    #[must_use]
+    pub fn activations(mut self, scheme: Scheme) -> Config {
+        self.activations = scheme;
+        self
+    }
+
+    /// Learns the scales of weights in quantization-aware training.
+    ///
+    /// ```
+    /// use opt_core::DType;
+    /// use opt_quant::{Config, Scheme};
+    ///
+    /// let two_bits = Scheme::weights().with_dtype(DType::I4)?.with_bits(2)?;
+    /// let config = Config::default().weights(two_bits).learn_scales();
+    /// # let _ = config;
+    /// # Ok::<(), opt_quant::Error>(())
+    /// ```
+    #[must_use]
+    pub fn learn_scales(mut self) -> Config {
+        self.learn_scales = true;
         self
     }
 
@@ -56,8 +92,11 @@ impl Config {
     pub(crate) fn to_toml(&self) -> String {
         let scheme = |name: &str, s: &Scheme| {
             format!(
-                "{name} = {{ dtype = \"{}\", symmetric = {}, per_channel = {} }}\n",
-                s.dtype, s.symmetric, s.per_channel
+                "{name} = {{ dtype = \"{}\", symmetric = {}, per_channel = {}{} }}\n",
+                s.dtype,
+                s.symmetric,
+                s.per_channel,
+                s.bits.map_or(String::new(), |b| format!(", bits = {b}"))
             )
         };
         let Calibration {
@@ -67,16 +106,18 @@ impl Config {
         } = self.calibration;
         format!(
             "{}{}observer = \"{observer:?}\"\nbatch_size = {batch_size}\n\
-             max_examples = {max_examples}\nexclude = {:?}\n",
+             max_examples = {max_examples}\nlearn_scales = {}\nexclude = {:?}\n",
             scheme("weights", &self.weights),
             scheme("activations", &self.activations),
+            self.learn_scales,
             self.exclude
         )
     }
 
     /// The grids that exist: 8 bits for activations, 8 or 4 for weights.
     pub(crate) fn check(&self) -> Result<()> {
-        self.weights.dtype.int_range().at(|| "weights")?;
+        self.weights.grid().at(|| "weights")?;
+        self.activations.grid().at(|| "activations")?;
         if !matches!(self.activations.dtype, DType::I8 | DType::U8) || self.activations.per_channel
         {
             return Err(Error::invalid(
@@ -148,6 +189,12 @@ impl Pass for QuantizeStatic {
         let (graph, _) = FoldBatchNorm::fold(graph)?;
         let plan = Plan::of(&graph, &self.config.exclude)?;
         let ranges = self.config.ranges(&graph, &plan, cx)?;
-        emit(graph, &plan, &ranges, &self.config.weights)
+        emit(
+            graph,
+            &plan,
+            &ranges,
+            &self.config.weights,
+            &BTreeMap::new(),
+        )
     }
 }

@@ -120,7 +120,7 @@ fn blocked(
         scales.push(scale);
         zeros.push(f64::from(zero));
     }
-    let (low, high) = scheme.dtype.int_range()?;
+    let (low, high) = scheme.grid()?;
     let levels: Vec<f64> = values
         .iter()
         .enumerate()

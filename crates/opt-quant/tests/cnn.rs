@@ -6,7 +6,9 @@ use opt_core::{
 };
 use opt_data::TensorDataset;
 use opt_ndarray::NdarrayBackend;
-use opt_quant::{Config, ConvertQat, Mse, ObserverKind, PrepareQat, QuantizeAware, QuantizeStatic};
+use opt_quant::{
+    Config, ConvertQat, Mse, ObserverKind, PrepareQat, QuantizeAware, QuantizeStatic, Scheme,
+};
 use opt_train::{Adam, Constant, CrossEntropy, FineTune, Trainer};
 
 fn random(step: u64, shape: &[usize], size: f64) -> Tensor {
@@ -197,4 +199,87 @@ fn integer_kernels_run_and_all_paths_agree_bit_for_bit() {
     let reference = run(IntPath::Portable, 1);
     assert_eq!(run(IntPath::Auto, 1), reference);
     assert_eq!(run(IntPath::Auto, 2), reference);
+}
+
+/// A configuration with weights of 2 bits.
+fn two_bits() -> Config {
+    let scheme = Scheme::weights().with_dtype(DType::I4).unwrap();
+    Config::default().weights(scheme.with_bits(2).unwrap())
+}
+
+#[test]
+fn learned_scales_train_two_bit_weights_and_agree_with_their_integers() {
+    let (backend, samples) = (NdarrayBackend::new(), data(64));
+    let mut cx = Context::new()
+        .with_backend(&backend)
+        .with_calibration(&samples)
+        .with_training(&samples);
+    let config = two_bits().learn_scales();
+    let prepare = PrepareQat {
+        config: config.clone(),
+    };
+    let (prepared, _) = prepare.apply(cnn(), &mut cx).unwrap();
+    let scale = prepared.find("c2.weight.scale").unwrap();
+    let before = prepared.value(scale).tensor().unwrap().to_f64s();
+    let weight = random(2, &[6, 4, 3, 3], 0.3).to_f64s();
+    for (start, channel) in before.iter().zip(weight.chunks(36)) {
+        let mean = channel.iter().map(|w| w.abs()).sum::<f64>() / 36.0;
+        assert!((start - 2.0 * mean).abs() < 1e-6);
+    }
+    let train = FineTune(
+        Trainer::new(CrossEntropy, Adam::default(), Constant(0.02))
+            .epochs(30)
+            .batch_size(16),
+    );
+    let (trained, _) = train.apply(prepared, &mut cx).unwrap();
+    let after = trained.value(scale).tensor().unwrap().to_f64s();
+    assert!(before.iter().zip(&after).all(|(a, b)| a != b));
+    let convert = ConvertQat { config };
+    let (small, _) = convert.apply(trained.clone(), &mut cx).unwrap();
+    let weights = small.find("c2.weight.q").unwrap();
+    let mut levels = small.value(weights).tensor().unwrap().to_f64s();
+    levels.sort_by(f64::total_cmp);
+    levels.dedup();
+    assert_eq!(levels, [-2.0, -1.0, 0.0, 1.0]);
+    assert_eq!(small.variables().count(), 0);
+    // The integers are those that training rounded to; activations may round to a neighbour.
+    let trained_weight = trained.value(trained.find("c2.weight").unwrap());
+    let expected = trained_weight.tensor().unwrap().to_f64s();
+    let found = small.value(weights).tensor().unwrap().to_f64s();
+    for (i, (w, q)) in expected.into_iter().zip(found).enumerate() {
+        let level = (w as f32 / after[i / 36] as f32).round_ties_even();
+        assert_eq!(f64::from(level.clamp(-2.0, 1.0)), q);
+    }
+    let error = relative_error(&run(&trained), &run(&small));
+    assert!(error < 0.02, "{error}");
+
+    // Random labels are learned by heart, which rounding to the nearest forgets.
+    let accuracy = |graph: &Graph| {
+        let x = random(9, &[64, 1, 8, 8], 1.0);
+        let y = backend.run_once(graph, &[x]).unwrap()[0].to_f64s();
+        let right = y.chunks(3).enumerate().filter(|(i, row)| {
+            let best = (0..3).max_by(|&a, &b| row[a].total_cmp(&row[b]));
+            best == Some(i % 3)
+        });
+        right.count()
+    };
+    let (exact, _) = train.apply(cnn(), &mut cx).unwrap();
+    let (nearest, _) = QuantizeStatic::with(two_bits())
+        .apply(exact, &mut cx)
+        .unwrap();
+    let (learned, nearest) = (accuracy(&small), accuracy(&nearest));
+    assert!(
+        learned > 58 && nearest < 50,
+        "{learned} and {nearest} of 64"
+    );
+
+    // A graph that was prepared without scales to learn has none.
+    let (plain, _) = PrepareQat { config: two_bits() }
+        .apply(cnn(), &mut cx)
+        .unwrap();
+    let error = convert.apply(plain, &mut cx).unwrap_err().to_string();
+    assert!(
+        error.contains("learned scale") && error.contains("c1.weight"),
+        "{error}"
+    );
 }

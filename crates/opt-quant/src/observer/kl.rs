@@ -73,7 +73,7 @@ impl RangeObserver for Kl {
         if largest == 0.0 {
             return Ok((0.0, 0.0));
         }
-        let (qmin, qmax) = scheme.dtype.int_range()?;
+        let (qmin, qmax) = scheme.grid()?;
         // A range on one side of zero has all levels for its magnitudes.
         let levels = if low >= 0.0 || high <= 0.0 {
             qmax - qmin + 1

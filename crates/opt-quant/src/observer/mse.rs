@@ -37,7 +37,7 @@ impl RangeObserver for Mse {
 
     fn range(&self, scheme: &Scheme) -> Result<(f64, f64)> {
         let (low, high) = self.histogram.range().ok_or_else(nothing_seen)?;
-        let (qmin, qmax) = scheme.dtype.int_range()?;
+        let (qmin, qmax) = scheme.grid()?;
         let bins = self.histogram.bins();
         let mut best = (f64::INFINITY, (low, high));
         for trial in (1..=TRIALS).rev() {
