@@ -30,6 +30,8 @@ mod cost;
 mod evaluate;
 mod latency;
 mod metrics;
+mod regression;
+mod scores;
 mod size;
 #[cfg(test)]
 mod testing;
@@ -38,6 +40,8 @@ pub use compare::{CompareOptions, Comparison, Row, compare};
 pub use cost::{ModelCost, NodeCost};
 pub use evaluate::{Evaluation, evaluate, predict};
 pub use latency::{Candidate, Latency, LatencyBench};
-pub use metrics::{Average, ClassMetrics, ConfusionMatrix, argmax, top_k_accuracy};
+pub use metrics::{Average, ClassMetrics, ConfusionMatrix};
 pub use opt_core::{Error, ErrorKind, Result};
+pub use regression::RegressionMetrics;
+pub use scores::{argmax, log_loss, roc_auc, roc_auc_ovr, softmax, top_k_accuracy};
 pub use size::{weights, weights_bytes};
