@@ -25,21 +25,27 @@
 
 #![forbid(unsafe_code)]
 
+mod activation;
 mod compare;
 mod cost;
 mod evaluate;
 mod latency;
+mod layer_time;
+mod layers;
 mod metrics;
 mod regression;
 mod scores;
 mod size;
 #[cfg(test)]
 mod testing;
+mod weights;
 
 pub use compare::{CompareOptions, Comparison, Row, compare};
 pub use cost::{ModelCost, NodeCost};
 pub use evaluate::{Evaluation, evaluate, predict};
 pub use latency::{Candidate, Latency, LatencyBench};
+pub use layer_time::{LayerTime, layer_times};
+pub use layers::LayerCost;
 pub use metrics::{Average, ClassMetrics, ConfusionMatrix};
 pub use opt_core::{Error, ErrorKind, Result};
 pub use regression::RegressionMetrics;
