@@ -34,6 +34,7 @@ mod layer_time;
 mod layers;
 mod metrics;
 mod regression;
+mod report;
 mod scores;
 mod size;
 #[cfg(test)]
@@ -49,5 +50,6 @@ pub use layers::LayerCost;
 pub use metrics::{Average, ClassMetrics, ConfusionMatrix};
 pub use opt_core::{Error, ErrorKind, Result};
 pub use regression::RegressionMetrics;
+pub use report::{Curve, HtmlReport};
 pub use scores::{argmax, log_loss, roc_auc, roc_auc_ovr, softmax, top_k_accuracy};
 pub use size::{weights, weights_bytes};
