@@ -39,6 +39,7 @@ mod scores;
 mod size;
 #[cfg(test)]
 mod testing;
+mod training;
 mod weights;
 
 pub use compare::{CompareOptions, Comparison, Row, compare};
@@ -53,3 +54,4 @@ pub use regression::RegressionMetrics;
 pub use report::{Curve, HtmlReport};
 pub use scores::{argmax, log_loss, roc_auc, roc_auc_ovr, softmax, top_k_accuracy};
 pub use size::{weights, weights_bytes};
+pub use training::TrainingCurves;

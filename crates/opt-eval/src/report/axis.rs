@@ -122,7 +122,6 @@ impl Scale {
         self.low
     }
 
-
     /// The place of a value; ends of the axis for what lies outside.
     pub(crate) fn at(&self, v: f64) -> f64 {
         let share = if self.log {

@@ -53,7 +53,7 @@ const COLUMNS: [Column; 6] = [
         ["fewer", "more"],
     ),
     (
-        "of them not 0",
+        "non-zeros",
         |e| e.nonzeros,
         format::count,
         ["fewer", "more"],
@@ -124,7 +124,8 @@ pub(super) fn table(comparison: &Comparison, models: &[Counted<'_>]) -> String {
         note.push_str(
             "Size is that of the weights as a safetensors file. Peak activations are the inputs \
              and intermediate results that are needed at the same time when the nodes run in the \
-             graph's order. ",
+             graph's order; a backend that fuses nodes, as integer layers are, takes \
+             less. ",
         );
     }
     if entries.iter().any(|e| e.latency.is_some()) {

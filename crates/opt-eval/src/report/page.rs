@@ -77,14 +77,23 @@ pub(crate) fn table(label: &str, header: &[&str], rows: &[Vec<Cell>]) -> String 
     out
 }
 
-/// The names of series beside their colours.
+/// The names of series beside their colours; those that share a colour with another have dashes.
 pub(crate) fn legend(names: &[String]) -> String {
     let item = |(i, name): (usize, &String)| {
-        let colour = i % super::plots::SERIES;
-        format!("<li><i class=\"k{colour}\"></i>{}</li>", escape(name))
+        let (colour, dash) = super::plots::style_of(i);
+        format!(
+            "<li><i class=\"k{colour} d{dash}\"></i>{}</li>",
+            escape(name)
+        )
     };
     let items: String = names.iter().enumerate().map(item).collect();
     format!("<ul class=\"legend\">{items}</ul>")
+}
+
+/// Escaped text with a break at each end of a line.
+fn lines(text: &str) -> String {
+    let lines: Vec<String> = text.lines().map(escape).collect();
+    lines.join("<br>")
 }
 
 /// A figure with heading, drawing and caption.
@@ -97,7 +106,7 @@ pub(crate) fn figure(figure: &Figure) -> String {
         "<figure><h3>{}</h3>{legend}{}<figcaption>{}</figcaption></figure>\n",
         escape(&figure.heading),
         figure.svg,
-        escape(&figure.caption)
+        lines(&figure.caption)
     )
 }
 

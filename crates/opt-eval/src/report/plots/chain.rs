@@ -12,8 +12,8 @@ const ARROW: f64 = 22.0;
 pub(crate) fn chain(id: &str, model: &str, log: &[Applied]) -> Figure {
     let mut boxes: Vec<(&str, String, String)> = vec![(
         "box end",
-        "graph".to_string(),
-        "The graph as it was built".to_string(),
+        "input".to_string(),
+        "The graph that the pipeline was given".to_string(),
     )];
     for applied in log {
         let said = match applied.config.as_str() {
@@ -57,9 +57,9 @@ pub(crate) fn chain(id: &str, model: &str, log: &[Applied]) -> Figure {
         svg: svg.finish(id, &format!("How {model} was made"), &names.join(", then ")),
         caption: log
             .iter()
-            .map(|a| format!("{}: {}.", a.pass, a.summary.trim_end_matches('.')))
+            .map(|a| format!("{}: {}.", a.pass, rounded(a.summary.trim_end_matches('.'))))
             .collect::<Vec<_>>()
-            .join(" "),
+            .join("\n"),
         legend: Vec::new(),
     }
 }
@@ -72,7 +72,7 @@ pub(crate) fn mermaid(chains: &[(&str, &[Applied])]) -> String {
     };
     let mut out = String::from("flowchart LR\n");
     for (c, (model, log)) in chains.iter().enumerate() {
-        let mut line = format!("  c{c}_start([graph])");
+        let mut line = format!("  c{c}_start([input])");
         for (i, applied) in log.iter().enumerate() {
             line.push_str(&format!(" --> c{c}_{i}[\"{}\"]", label(&applied.pass)));
         }
@@ -80,4 +80,46 @@ pub(crate) fn mermaid(chains: &[(&str, &[Applied])]) -> String {
         out.push_str(&line);
     }
     out
+}
+
+/// Text with its long fractions rounded to four decimals.
+fn rounded(text: &str) -> String {
+    let word = |word: &str| {
+        let number = word.trim_end_matches([',', ';']);
+        let decimals = number.split_once('.').map_or(0, |(_, after)| after.len());
+        match number.parse::<f64>() {
+            Ok(v) if decimals > 4 && v.abs() >= 0.01 => {
+                format!("{v:.4}{}", &word[number.len()..])
+            }
+            _ => word.to_string(),
+        }
+    };
+    text.split(' ').map(word).collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn summaries_are_rounded_and_names_are_not() {
+        assert_eq!(
+            rounded("sparsity 0.9000026510431854, sparsity of c1.weight 0.25; v1.23456 1e-7"),
+            "sparsity 0.9000, sparsity of c1.weight 0.25; v1.23456 1e-7"
+        );
+    }
+
+    #[test]
+    fn mermaid_labels_cannot_end_their_quotes() {
+        let applied = Applied {
+            pass: "a\"] --> x[\"#b".to_string(),
+            config: String::new(),
+            summary: String::new(),
+        };
+        assert_eq!(
+            mermaid(&[("m", &[applied])]),
+            "flowchart LR\n  c0_start([input]) --> c0_0[\"a#quot;] --> x[#quot;#35;b\"] \
+             --> c0_end([\"m\"])\n"
+        );
+    }
 }

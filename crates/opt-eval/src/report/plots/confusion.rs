@@ -29,24 +29,20 @@ pub(crate) fn confusion(
     let side = cell * n as f64;
     let (top, right) = (4.0, left + side);
     let mut svg = Svg::new(WIDTH, top + side + 42.0);
-    let diagonal = (0..n).map(|c| matrix.count(c, c)).max().unwrap_or(0).max(1);
-    let errors = (0..n).flat_map(|t| (0..n).map(move |p| (t, p)));
-    let errors = errors
-        .filter(|(t, p)| t != p)
-        .map(|(t, p)| matrix.count(t, p));
-    let worst = errors.max().unwrap_or(0).max(1);
+    let most = matrix.rows().flatten().copied().max().unwrap_or(0).max(1);
     for truth in 0..n {
         for predicted in 0..n {
             let count = matrix.count(truth, predicted);
             let at = (left + cell * predicted as f64, top + cell * truth as f64);
-            let (class, most) = match truth == predicted {
-                true => ("cell hit", diagonal),
-                false => ("cell miss", worst),
+            // A single mistake has to be seen; all shades are light enough for the number on them
+            // in either theme.
+            let (class, least) = match truth == predicted {
+                true => ("cell hit", 0.12),
+                false => ("cell miss", 0.25),
             };
-            // Light enough for the number on it in either theme.
             let opacity = match count {
                 0 => 0.0,
-                count => 0.12 + 0.43 * count as f64 / most as f64,
+                count => least + (0.55 - least) * count as f64 / most as f64,
             };
             let style = format!(" fill-opacity=\"{}\"", num(opacity));
             let said = format!(
@@ -81,8 +77,8 @@ pub(crate) fn confusion(
         svg: svg.finish(id, &heading, &desc),
         heading,
         caption: format!(
-            "Rows are true classes, columns predicted ones, numbers are examples; {desc}. The \
-             shade of right predictions and that of mistakes have scales of their own."
+            "Rows are true classes, columns predicted ones, numbers are examples; the more, the \
+             stronger the shade. {desc}."
         ),
         legend: Vec::new(),
     })

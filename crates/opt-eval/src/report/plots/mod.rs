@@ -11,7 +11,12 @@ pub(crate) mod scatter;
 /// How many colours for series there are in the style sheet.
 pub(crate) const SERIES: usize = 4;
 
-/// A drawing with its caption, as plain text.
+/// The colour of a line and its pattern of dashes, by classes of the style sheet.
+pub(crate) fn style_of(series: usize) -> (usize, usize) {
+    (series % SERIES, series / SERIES % 3)
+}
+
+/// A drawing with its caption, as plain text of one or more lines.
 #[derive(Debug)]
 pub(crate) struct Figure {
     pub(crate) heading: String,

@@ -47,7 +47,10 @@ pub(crate) fn scatter(
         .iter()
         .map(|&(x, y)| (x - 6.0, y - 6.0, x + 6.0, y + 6.0))
         .collect();
-    for (p, &at) in shown.iter().zip(&places) {
+    // Those with a colour of their own on top: models can share a place.
+    let mut order: Vec<_> = shown.iter().zip(&places).collect();
+    order.sort_by_key(|(p, _)| p.series.is_some());
+    for (p, &at) in order {
         let class = match p.series {
             Some(series) => format!("point f{series}"),
             None => "point other".to_string(),
