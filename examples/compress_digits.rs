@@ -255,6 +255,12 @@ fn html<'a>(
             .focus(drawn.map(|(name, _)| name))
             .curves("Training loss", "epoch", "loss", training.curves("loss"))
             .curves(
+                "Validation loss",
+                "epoch",
+                "loss",
+                training.curves("val_loss"),
+            )
+            .curves(
                 "Validation accuracy",
                 "epoch",
                 "accuracy",

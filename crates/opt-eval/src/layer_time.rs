@@ -1,10 +1,11 @@
 //! How long each layer takes, timed as a graph of its own.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use opt_core::backend::bindings_of;
 use opt_core::{
     Backend, Error, Graph, GraphBuilder, NodeId, Result, ResultExt, Tensor, TensorType, ValueId,
+    ValueKind,
 };
 
 use crate::layers::{Layer, Layers, is_dequantize};
@@ -194,7 +195,7 @@ impl<'a> Part<'a> {
             return None;
         }
         let mut wanted = layer.nodes.clone();
-        let mut seen: std::collections::HashSet<NodeId> = wanted.iter().copied().collect();
+        let mut seen: HashSet<NodeId> = wanted.iter().copied().collect();
         let mut inputs = Vec::new();
         // Grows while it is walked.
         let mut i = 0;
@@ -218,11 +219,6 @@ impl<'a> Part<'a> {
             .map(|(id, _)| id)
             .filter(|id| seen.contains(id))
             .collect();
-        let own = |n: &NodeId| {
-            layers
-                .of_node(*n)
-                .is_some_and(|l| std::ptr::eq(&layers.layers[l], layer))
-        };
         let consumers = graph.consumers();
         let leaves = |v: &ValueId| {
             let read = consumers.get(v).into_iter().flatten();
@@ -231,7 +227,6 @@ impl<'a> Part<'a> {
         let outputs = layer
             .nodes
             .iter()
-            .filter(|n| own(n))
             .flat_map(|&n| graph.node(n).outputs().iter().copied())
             .filter(|v| !fixed(*v) && leaves(v))
             .collect();
@@ -266,7 +261,7 @@ impl<'a> Part<'a> {
                 if let (Some(tensor), false) = (graph.value(v).tensor(), map.contains_key(&v)) {
                     let name = graph.value(v).name();
                     let new = match graph.value(v).kind() {
-                        opt_core::ValueKind::Variable(_) => b.variable(name, tensor.clone())?,
+                        ValueKind::Variable(_) => b.variable(name, tensor.clone())?,
                         _ => b.named_constant(name, tensor.clone()),
                     };
                     map.insert(v, new);

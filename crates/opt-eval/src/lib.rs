@@ -1,4 +1,4 @@
-//! Metrics, cost, latency and before/after comparison of neural-network graphs.
+//! Metrics, cost, latency and before/after comparison of neural-network graphs, and reports of it.
 //!
 //! ```
 //! use opt_eval::{Average, Comparison, ConfusionMatrix, Row};
@@ -17,11 +17,17 @@
 //! # Ok::<(), opt_core::Error>(())
 //! ```
 //!
-//! - [`evaluate`] runs a classifier over a data set; [`ConfusionMatrix`] has the metrics, equal to
-//!   scikit-learn's.
-//! - [`ModelCost`] counts parameters, non-zeros, multiply-adds and bytes on disk.
-//! - [`LatencyBench`] times several models in turns, so that their ratio is fair.
-//! - [`compare`] does all of it and gives a [`Comparison`].
+//! - [`evaluate`] runs a classifier over a data set; [`ConfusionMatrix`] has the metrics of what it
+//!   predicted, [`top_k_accuracy`], [`log_loss`], [`roc_auc`] and [`roc_auc_ovr`] those of its
+//!   scores, [`RegressionMetrics`] those of predicted numbers. All are equal to scikit-learn's.
+//! - [`ModelCost`] counts parameters, non-zeros, multiply-adds, bytes on disk and the peak memory
+//!   of activations, for the model and [layer by layer](LayerCost).
+//! - [`LatencyBench`] times several models in turns, so that their ratio is fair; [`layer_times`]
+//!   times their layers.
+//! - [`compare`] measures models and gives a [`Comparison`]: a table for the terminal, Markdown or
+//!   JSON.
+//! - [`HtmlReport`] shows all of it, with plots, as one HTML file; [`TrainingCurves`] keeps what
+//!   training reports for it.
 
 #![forbid(unsafe_code)]
 

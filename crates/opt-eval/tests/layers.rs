@@ -1,10 +1,13 @@
 //! Cost and time layer by layer, of a float network and its int8 form.
 
+use opt_core::nn::zoo::{
+    LstmClassifier, TransformerClassifier, lstm_classifier, resnet20, transformer_classifier,
+};
 use opt_core::nn::{BatchNorm, Conv, Linear, ModelBuilder};
 use opt_core::ops::UnaryOp;
 use opt_core::{Backend, CompileSpec, Context, Graph, Pass, Tensor};
 use opt_data::{Dataset, digits};
-use opt_eval::{Candidate, LatencyBench, ModelCost, layer_times, weights};
+use opt_eval::{Candidate, LatencyBench, LayerCost, ModelCost, layer_times, weights};
 use opt_ndarray::NdarrayBackend;
 use opt_quant::QuantizeStatic;
 
@@ -42,6 +45,26 @@ fn names(cost: &ModelCost) -> Vec<&str> {
     cost.layers.iter().map(|l| l.name.as_str()).collect()
 }
 
+/// Layers share the nodes and the stored tensors among them.
+#[track_caller]
+fn assert_sums(graph: &Graph) {
+    let cost = ModelCost::of_one(graph).unwrap();
+    let sum = |of: fn(&LayerCost) -> u64| cost.layers.iter().map(of).sum::<u64>();
+    assert_eq!(sum(|l| l.parameters), cost.parameters);
+    assert_eq!(sum(|l| l.nonzeros), cost.nonzeros);
+    assert_eq!(sum(|l| l.macs), cost.macs);
+    assert_eq!(sum(|l| l.elements), cost.elements);
+    let stored = weights(graph).into_iter();
+    let stored: usize = stored.map(|(_, _, t)| t.dtype().bytes(t.len())).sum();
+    assert_eq!(sum(|l| l.bytes), stored as u64);
+    let mut nodes: Vec<&String> = cost.layers.iter().flat_map(|l| &l.nodes).collect();
+    nodes.sort_unstable();
+    let live = graph.extract(graph.named_outputs(), false).unwrap();
+    let mut expected: Vec<&str> = live.nodes().map(|(_, n)| n.name()).collect();
+    expected.sort_unstable();
+    assert_eq!(nodes, expected);
+}
+
 #[test]
 fn layers_are_named_by_scope_and_sum_to_the_model() {
     let float = network();
@@ -66,18 +89,8 @@ fn layers_are_named_by_scope_and_sum_to_the_model() {
     for name in ["c1", "c2", "fc"] {
         assert!(found.contains(&name), "{found:?}");
     }
-    for (graph, cost) in [(&float, &cost), (&quantized, &quantized_cost)] {
-        let sum = |of: fn(&opt_eval::LayerCost) -> u64| cost.layers.iter().map(of).sum::<u64>();
-        assert_eq!(sum(|l| l.parameters), cost.parameters);
-        assert_eq!(sum(|l| l.nonzeros), cost.nonzeros);
-        assert_eq!(sum(|l| l.macs), cost.macs);
-        assert_eq!(sum(|l| l.elements), cost.elements);
-        let stored = weights(graph).into_iter();
-        let stored: usize = stored.map(|(_, _, t)| t.dtype().bytes(t.len())).sum();
-        assert_eq!(sum(|l| l.bytes), stored as u64);
-        let nodes: usize = cost.layers.iter().map(|l| l.nodes.len()).sum();
-        assert_eq!(nodes, graph.nodes().count());
-    }
+    assert_sums(&float);
+    assert_sums(&quantized);
     let weight = |cost: &ModelCost| cost.layers.iter().find(|l| l.name == "fc").unwrap().bytes;
     assert!(weight(&quantized_cost) < weight(&cost) / 3);
 }
@@ -168,4 +181,64 @@ fn layers_cut_out_run_the_models_integer_kernels() {
     let whole: Vec<String> = whole.steps().into_iter().map(|s| s.kernel).collect();
     assert_eq!(integer(&whole), 3, "{whole:?}");
     assert_eq!(integer(&cut), 3, "{cut:?} {whole:?}");
+}
+
+#[test]
+fn layers_of_other_architectures() {
+    let lstm = LstmClassifier {
+        vocabulary: 20,
+        steps: 5,
+        width: 8,
+        hidden: 6,
+        bidirectional: true,
+        classes: 3,
+    };
+    let transformer = TransformerClassifier {
+        vocabulary: 20,
+        steps: 5,
+        width: 8,
+        heads: 2,
+        feedforward: 16,
+        layers: 2,
+        dropout: 0.1,
+        classes: 3,
+    };
+    let tokens = [Tensor::new([1, 5], [3i64, 1, 4, 1, 5]).unwrap()];
+    let image = [Tensor::new([1, 3, 8, 8], [0.5f32; 192]).unwrap()];
+    let models: [(&str, Graph, &[Tensor], &[&str]); 3] = [
+        (
+            "lstm",
+            lstm_classifier(&lstm, 0).unwrap(),
+            &tokens,
+            &["embedding", "lstm", "fc"],
+        ),
+        (
+            "transformer",
+            transformer_classifier(&transformer, 0).unwrap(),
+            &tokens,
+            &["embedding", "fc"],
+        ),
+        (
+            "resnet",
+            resnet20([3, 8, 8], 10, 0).unwrap(),
+            &image,
+            &["fc"],
+        ),
+    ];
+    let backend = NdarrayBackend::new().threads(1);
+    let bench = LatencyBench::new().warmup(0).runs(2);
+    for (name, graph, inputs, expected) in models {
+        assert_sums(&graph);
+        let cost = ModelCost::of_one(&graph).unwrap();
+        let found = names(&cost);
+        assert!(expected.iter().all(|e| found.contains(e)), "{found:?}");
+        let candidate = Candidate {
+            name,
+            graph: &graph,
+            inputs,
+        };
+        let times = layer_times(&[candidate], &backend, &bench).unwrap();
+        assert!(times[0].len() > 2, "{times:?}");
+        assert!(times[0].iter().all(|t| found.contains(&t.name.as_str())));
+    }
 }

@@ -90,6 +90,12 @@ fn assert_well_formed(html: &str) {
 #[test]
 fn a_report_has_all_sections_and_the_same_bytes_each_time() {
     let (before, mut after) = (mlp(64), mlp(4));
+    let weight = after.find("hidden.weight").unwrap();
+    let shape = after.value(weight).tensor().unwrap().shape().to_vec();
+    let mut content = vec![0.5f32; 64];
+    content[..16].fill(0.0);
+    let content = Tensor::new(shape, content).unwrap();
+    after.set_variable(weight, content).unwrap();
     after.push_log(Applied {
         pass: "channel_prune".into(),
         config: String::new(),
@@ -138,6 +144,9 @@ fn a_report_has_all_sections_and_the_same_bytes_each_time() {
         "<h3>Bytes per layer</h3>",
         "<h3>Time per layer</h3>",
         "<h3>Sparsity per layer</h3>",
+        "hidden, after: 23.53 %",
+        "hidden, before: 0.00 %",
+        "The median time of 2 runs of each layer",
         "<title id=\"weights0-t\">Weights of hidden</title>",
         "1 of class 2 predicted as dog",
         "on a logarithmic axis",
@@ -213,6 +222,10 @@ fn odd_numbers_and_nothing_at_all_break_no_drawing() {
     let empty = HtmlReport::new("").to_html().unwrap();
     assert_well_formed(&empty);
     assert!(!empty.contains("<h2>") && !empty.contains("<svg"));
+    let dense = mlp(2);
+    let dense = HtmlReport::new("").model("a", &dense).to_html().unwrap();
+    assert!(dense.contains("No parameter of these models is 0."));
+    assert!(!dense.contains("Sparsity per layer"));
 
     let nothing = {
         let mut b = GraphBuilder::new("identity");

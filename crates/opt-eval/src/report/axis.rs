@@ -212,7 +212,7 @@ pub(crate) const WIDTH: f64 = 400.0;
 impl Frame {
     /// Axes with ticks, grid lines and labels.
     pub(crate) fn new(height: f64, x: (Scale, &str), y: (Scale, &str)) -> Frame {
-        let (left, right, top, bottom) = (58.0, WIDTH - 12.0, 10.0, height - 40.0);
+        let (left, right, top, bottom) = (66.0, WIDTH - 12.0, 10.0, height - 40.0);
         let mut frame = Frame {
             svg: Svg::new(WIDTH, height),
             x: x.0.place(left, right),
@@ -235,7 +235,8 @@ impl Frame {
                 .text("tick", (self.left - 6.0, y + 3.5), Anchor::End, &text);
         }
         let middle = (self.top + self.bottom) / 2.0;
-        self.svg.text_up("axis-label", (12.0, middle), label);
+        self.svg
+            .text_up("axis-label", (12.0, middle), Anchor::Middle, label);
     }
 
     fn x_axis(&mut self, most: usize, label: &str) {

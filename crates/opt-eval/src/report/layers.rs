@@ -57,6 +57,11 @@ pub(super) fn charts(models: &[&Counted<'_>], times: &[(String, Vec<LayerTime>)]
         &series,
         &bytes,
     );
+    let shares = of_layers(LayerCost::sparsity);
+    let any = shares
+        .iter()
+        .flat_map(|g| &g.values)
+        .any(|v| *v > Some(0.0));
     let sparsity = bars(
         Bars {
             id: "sparsity",
@@ -67,13 +72,13 @@ pub(super) fn charts(models: &[&Counted<'_>], times: &[(String, Vec<LayerTime>)]
             unit: Unit::Percent,
         },
         &series,
-        &of_layers(LayerCost::sparsity),
+        &shares,
     );
-    let mut out = cards(
-        [bytes, time_chart(&series, times), sparsity]
-            .into_iter()
-            .flatten(),
-    );
+    let drawn = [bytes, time_chart(&series, times), sparsity.filter(|_| any)];
+    let mut out = cards(drawn.into_iter().flatten());
+    if !names.is_empty() && !any {
+        out.push_str("<p class=\"note\">No parameter of these models is 0.</p>\n");
+    }
     for model in models.iter().filter(|m| !m.cost.layers.is_empty()) {
         let timed = times.iter().find(|(name, _)| name == model.name);
         let summary = format!("All layers of {}", model.name);
@@ -118,10 +123,21 @@ fn time_chart(
         .filter(|s| timed.iter().all(|(model, _)| model != s))
         .map(String::as_str)
         .collect();
-    let mut caption = "The median time of each layer, compiled and run as a graph of its own. \
-                       Kernels that cover several layers are not seen, so the times do not add up \
-                       to the model's latency."
-        .to_string();
+    let runs = || {
+        timed
+            .iter()
+            .flat_map(|(_, times)| times.iter().map(|t| t.runs))
+    };
+    let runs = match (runs().min(), runs().max()) {
+        (Some(least), Some(most)) if least == most => most.to_string(),
+        (Some(least), Some(most)) => format!("{least} to {most}"),
+        _ => return None,
+    };
+    let mut caption = format!(
+        "The median time of {runs} runs of each layer, compiled and run as a graph of its own. \
+         Kernels that cover several layers are not seen, so the times do not add up to the model's \
+         latency."
+    );
     if !untimed.is_empty() {
         caption.push_str(&format!(" Not timed: {}.", untimed.join(", ")));
     }

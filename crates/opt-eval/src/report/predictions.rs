@@ -6,7 +6,7 @@ use super::{escape, format};
 use crate::{Average, ConfusionMatrix};
 
 /// The most mistakes that are listed where there are too many classes to draw.
-const MISTAKES: usize = 20;
+const MISTAKES: usize = 10;
 
 pub(super) fn section(confusions: &[(String, ConfusionMatrix, Vec<String>)]) -> String {
     let draw = |(i, (model, matrix, names)): (usize, &(String, ConfusionMatrix, Vec<String>))| {

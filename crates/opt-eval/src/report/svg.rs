@@ -30,21 +30,31 @@ pub(crate) fn text_width(text: &str) -> f64 {
         .sum()
 }
 
-/// Text cut to a width, with an ellipsis.
+/// Text cut to a width, with an ellipsis in the middle: names often differ at their ends.
 pub(crate) fn shorten(text: &str, width: f64) -> String {
     if text_width(text) <= width {
         return text.to_string();
     }
-    let mut out = String::new();
-    for c in text.chars() {
-        out.push(c);
-        if text_width(&out) > width - 8.0 {
-            out.pop();
+    let (mut head, mut tail) = (String::new(), Vec::new());
+    let mut left = width - 8.0;
+    let mut rest = text.chars();
+    loop {
+        let first = head.chars().count() <= tail.len();
+        let next = if first { rest.next() } else { rest.next_back() };
+        let Some(c) = next else { break };
+        left -= text_width(c.encode_utf8(&mut [0; 4]));
+        if left < 0.0 {
             break;
         }
+        if first {
+            head.push(c);
+        } else {
+            tail.push(c);
+        }
     }
-    out.push('…');
-    out
+    head.push('…');
+    head.extend(tail.into_iter().rev());
+    head
 }
 
 /// A coordinate with two decimals at most; 0 for what is no number, so that no drawing breaks.
@@ -63,6 +73,16 @@ pub(crate) enum Anchor {
     Start,
     Middle,
     End,
+}
+
+impl Anchor {
+    fn name(self) -> &'static str {
+        match self {
+            Anchor::Start => "start",
+            Anchor::Middle => "middle",
+            Anchor::End => "end",
+        }
+    }
 }
 
 /// A drawing. Colours come from the style sheet, by class.
@@ -126,11 +146,7 @@ impl Svg {
     }
 
     pub(crate) fn text(&mut self, class: &str, at: (f64, f64), anchor: Anchor, text: &str) {
-        let anchor = match anchor {
-            Anchor::Start => "start",
-            Anchor::Middle => "middle",
-            Anchor::End => "end",
-        };
+        let anchor = anchor.name();
         let _ = write!(
             self.body,
             "<text class=\"{class}\" x=\"{}\" y=\"{}\" text-anchor=\"{anchor}\">{}</text>",
@@ -140,13 +156,14 @@ impl Svg {
         );
     }
 
-    /// Text that reads upwards, its middle at a point.
-    pub(crate) fn text_up(&mut self, class: &str, at: (f64, f64), text: &str) {
+    /// Text that reads upwards.
+    pub(crate) fn text_up(&mut self, class: &str, at: (f64, f64), anchor: Anchor, text: &str) {
         let (x, y) = (num(at.0), num(at.1));
         let _ = write!(
             self.body,
-            "<text class=\"{class}\" text-anchor=\"middle\" \
+            "<text class=\"{class}\" text-anchor=\"{}\" \
              transform=\"translate({x} {y}) rotate(-90)\">{}</text>",
+            anchor.name(),
             escape(text)
         );
     }
@@ -202,13 +219,11 @@ mod tests {
     #[test]
     fn shortened_text_fits() {
         assert_eq!(shorten("conv", 60.0), "conv");
-        for width in [10.0, 30.0, 60.0] {
+        assert_eq!(shorten("a long name of a layer", 60.0), "a lo…ayer");
+        for width in [0.0, 10.0, 30.0, 100.0] {
             let text = shorten("a long name of a layer", width);
-            assert!(
-                text.ends_with('…') && text_width(&text) <= width + 11.0,
-                "{text}"
-            );
+            assert!(text_width(&text) <= width.max(8.0) + 3.0, "{text}");
         }
-        assert_eq!(shorten("語語語語語語", 40.0), "語語…");
+        assert_eq!(shorten("語語語語語語", 41.0), "語語…語");
     }
 }

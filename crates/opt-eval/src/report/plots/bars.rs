@@ -48,14 +48,16 @@ pub(crate) fn bars(what: Bars<'_>, series: &[String], groups: &[Group]) -> Optio
         true => Scale::zero_to([1.0].into_iter(), what.unit),
         false => Scale::zero_to(shown.iter().map(|g| largest(g)), what.unit),
     };
-    let names = shown
+    let longest = shown
         .iter()
         .map(|g| text_width(&g.name))
         .fold(0.0, f64::max);
-    let left = names.clamp(20.0, 110.0) + 12.0;
+    // Long names stand above their bars.
+    let above = longest > 110.0;
+    let left = if above { 8.0 } else { longest.max(20.0) + 12.0 };
     // Room for the value behind the longest bar.
     let right = WIDTH - 62.0;
-    let (bar, gap) = (13.0, 9.0);
+    let (bar, gap) = (13.0, if above { 22.0 } else { 9.0 });
     let group = bar * series.len() as f64 + gap;
     let (top, bottom) = (6.0, 6.0 + group * shown.len() as f64);
     let scale = scale.place(left, right);
@@ -64,10 +66,14 @@ pub(crate) fn bars(what: Bars<'_>, series: &[String], groups: &[Group]) -> Optio
     svg.line("axis", (left, top), (left, bottom));
     let mut desc = Vec::new();
     for (i, g) in shown.iter().enumerate() {
-        let y = top + gap / 2.0 + group * i as f64;
+        let y = top + group * i as f64 + if above { gap - 4.0 } else { gap / 2.0 };
         let middle = y + bar * series.len() as f64 / 2.0 + 4.0;
-        let name = shorten(&g.name, 110.0);
-        svg.text("label", (left - 6.0, middle), Anchor::End, &name);
+        if above {
+            let name = shorten(&g.name, WIDTH - left - 8.0);
+            svg.text("label", (left + 4.0, y - 4.0), Anchor::Start, &name);
+        } else {
+            svg.text("label", (left - 6.0, middle), Anchor::End, &g.name);
+        }
         for (s, name) in series.iter().enumerate() {
             let y = y + bar * s as f64;
             let base = y + bar / 2.0 + 3.5;
@@ -87,7 +93,9 @@ pub(crate) fn bars(what: Bars<'_>, series: &[String], groups: &[Group]) -> Optio
     }
     let mut caption = what.caption.to_string();
     if shown.len() < all {
-        caption.push_str(&format!(" The {MOST} largest of {all} layers are shown."));
+        caption.push_str(&format!(
+            " Shown are the {MOST} of {all} layers with the largest values."
+        ));
     }
     Some(Figure {
         heading: what.heading.to_string(),

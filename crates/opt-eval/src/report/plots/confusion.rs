@@ -24,11 +24,16 @@ pub(crate) fn confusion(
         .iter()
         .map(|name| text_width(name))
         .fold(0.0, f64::max);
-    let left = longest.clamp(8.0, 90.0) + 28.0;
-    let cell = ((WIDTH - left - 4.0) / n as f64).min(40.0);
+    let labels = longest.clamp(8.0, 90.0);
+    let cell = ((WIDTH - labels - 32.0) / n as f64).min(40.0);
     let side = cell * n as f64;
+    let margin = (WIDTH - labels - 32.0 - side) / 2.0;
+    let left = labels + 28.0 + margin;
+    // Names that are wider than their column read upwards.
+    let upright = longest > cell - 2.0;
+    let below = if upright { labels + 8.0 } else { 14.0 };
     let (top, right) = (4.0, left + side);
-    let mut svg = Svg::new(WIDTH, top + side + 42.0);
+    let mut svg = Svg::new(WIDTH, top + side + below + 28.0);
     let most = matrix.rows().flatten().copied().max().unwrap_or(0).max(1);
     for truth in 0..n {
         for predicted in 0..n {
@@ -62,13 +67,18 @@ pub(crate) fn confusion(
         let middle = cell * (class as f64 + 0.5);
         let name = shorten(&names[class], 90.0);
         svg.text("tick", (left - 6.0, top + middle + 3.5), Anchor::End, &name);
-        let room = cell * every as f64 - 2.0;
-        let below = (left + middle, top + side + 14.0);
-        svg.text("tick", below, Anchor::Middle, &shorten(&names[class], room));
+        if upright {
+            let end = (left + middle + 3.5, top + side + 6.0);
+            svg.text_up("tick", end, Anchor::End, &name);
+        } else {
+            let under = (left + middle, top + side + 14.0);
+            svg.text("tick", under, Anchor::Middle, &name);
+        }
     }
-    svg.text_up("axis-label", (12.0, top + side / 2.0), "true class");
-    let below = ((left + right) / 2.0, top + side + 32.0);
-    svg.text("axis-label", below, Anchor::Middle, "predicted class");
+    let beside = (margin + 12.0, top + side / 2.0);
+    svg.text_up("axis-label", beside, Anchor::Middle, "true class");
+    let under = ((left + right) / 2.0, top + side + below + 18.0);
+    svg.text("axis-label", under, Anchor::Middle, "predicted class");
     let total: u64 = matrix.rows().flatten().sum();
     let wrong = total - (0..n).map(|c| matrix.count(c, c)).sum::<u64>();
     let heading = format!("Confusion matrix of {model}");

@@ -16,9 +16,7 @@ pub(crate) fn curves(
 ) -> Option<Figure> {
     let fits = |p: &&(f64, f64)| drawable(p.0) && drawable(p.1);
     let shown = || curves.iter().flat_map(|c| c.points.iter().filter(fits));
-    if shown().next().is_none() {
-        return None;
-    }
+    shown().next()?;
     let x = Scale::over(shown().map(|p| p.0), 0.0, Unit::Number);
     let (y, log) = y_scale(|| shown().map(|p| p.1));
     let mut frame = Frame::new(300.0, (x, labels.0), (y, labels.1));

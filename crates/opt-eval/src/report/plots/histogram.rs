@@ -42,9 +42,10 @@ pub(crate) fn histogram(
     let mut svg = Svg::new(width, height);
     svg.text(
         "plot-title",
-        (left, 13.0),
+        (4.0, 13.0),
         Anchor::Start,
-        &shorten(layer, width - left),
+        // Bold letters are wider.
+        &shorten(layer, (width - 4.0) / 1.3),
     );
     for (v, text) in y.ticks(3) {
         svg.line("rule", (left, y.at(v)), (right, y.at(v)));

@@ -63,6 +63,11 @@ pub(crate) fn scatter(
         let label = shorten(&p.name, 170.0);
         let (area, anchor, base) = place_label(&frame, &taken, (x, y), text_width(&label));
         taken.push(area);
+        // A line to labels that stand away from their point.
+        let (near_x, near_y) = (x.clamp(area.0, area.2), y.clamp(area.1, area.3));
+        if (near_x - x).hypot(near_y - y) > 12.0 {
+            frame.svg.line("lead", (x, y), (near_x, near_y));
+        }
         frame.svg.text("label", base, anchor, &label);
     }
     let mut caption = format!(
@@ -101,7 +106,7 @@ fn place_label(
 ) -> (Area, Anchor, (f64, f64)) {
     const HEIGHT: f64 = 12.0;
     let mut best: Option<(f64, (Area, Anchor, (f64, f64)))> = None;
-    for distance in [0.0, 9.0, 18.0, 27.0] {
+    for distance in (0..8).map(|step| f64::from(step) * 9.0) {
         for (left, middle, anchor, base_x) in [
             (x + 9.0, y + distance, Anchor::Start, x + 9.0),
             (x - 9.0 - width, y + distance, Anchor::End, x - 9.0),
