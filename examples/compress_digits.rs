@@ -7,6 +7,7 @@ use std::path::PathBuf;
 
 use clap::Parser;
 use opt_core::nn::{BatchNorm, Conv, Linear, ModelBuilder};
+use opt_core::observer::Observer;
 use opt_core::ops::UnaryOp;
 use opt_core::{Backend, Context, Graph, Pipeline, Result};
 use opt_data::{
@@ -14,7 +15,10 @@ use opt_data::{
     split_stratified,
 };
 use opt_distill::{Distil, SoftTargets};
-use opt_eval::{CompareOptions, LatencyBench, compare};
+use opt_eval::{
+    Candidate, CompareOptions, Comparison, HtmlReport, LatencyBench, TrainingCurves, compare,
+    evaluate, layer_times,
+};
 use opt_examples::BackendArgs;
 use opt_prune::{ChannelPrune, PolynomialDecay, PruneRetrain, UnstructuredPrune};
 use opt_quant::{Config, QuantizeAware, QuantizeStatic};
@@ -40,7 +44,7 @@ struct Options {
     /// Writes the table to a file as JSON.
     #[arg(long)]
     json: Option<PathBuf>,
-    /// Writes the models' weights and the table as Markdown to a folder.
+    /// Writes the models' weights, the table as Markdown and a report as HTML to a folder.
     #[arg(long)]
     out: Option<PathBuf>,
 }
@@ -110,8 +114,16 @@ fn main() -> Result<()> {
         test.len(),
         options.shape
     );
-    let models = build(&options, &*backend, &train, &validation, classes)?;
-    report(&options, &models, &test)
+    let mut progress = TrainingCurves::over(ProgressBar::new());
+    let models = build(
+        &options,
+        &*backend,
+        &train,
+        &validation,
+        classes,
+        &mut progress,
+    )?;
+    report(&options, &models, &test, &progress)
 }
 
 /// Trains the teacher and compresses it by each method and by all of them.
@@ -121,8 +133,8 @@ fn build(
     train: &dyn Dataset,
     validation: &dyn Dataset,
     classes: usize,
+    progress: &mut dyn Observer,
 ) -> Result<Vec<(String, Graph)>> {
-    let mut progress = ProgressBar::new();
     let (teacher, _) = trainer(options, "teacher", 18, 4e-3)?
         .keep_best()
         .fit_with(
@@ -130,7 +142,7 @@ fn build(
             train,
             Some(validation),
             backend,
-            &mut progress,
+            progress,
         )?;
     let mut run = |pipeline: Pipeline, from: &Graph| -> Result<Graph> {
         let mut cx = Context::new()
@@ -140,7 +152,7 @@ fn build(
             .with_validation(validation)
             .with_teacher(&teacher)
             .with_seed(options.seed)
-            .with_observer(&mut progress);
+            .with_observer(&mut *progress);
         Ok(pipeline.run(from.clone(), &mut cx)?.0)
     };
     let soft = SoftTargets::default();
@@ -183,8 +195,13 @@ fn build(
     .into())
 }
 
-/// Measures the models on the test images and prints and writes the table.
-fn report(options: &Options, models: &[(String, Graph)], test: &TensorDataset) -> Result<()> {
+/// Measures the models on the test images, and prints and writes what came out.
+fn report(
+    options: &Options,
+    models: &[(String, Graph)],
+    test: &TensorDataset,
+    training: &TrainingCurves<ProgressBar>,
+) -> Result<()> {
     let rows: Vec<(&str, &Graph)> = models.iter().map(|(n, g)| (n.as_str(), g)).collect();
     let single = options.backend.single()?;
     let bench = LatencyBench::new();
@@ -202,6 +219,62 @@ fn report(options: &Options, models: &[(String, Graph)], test: &TensorDataset) -
             let file = file.join("-");
             save_weights(graph, folder.join(format!("{file}.safetensors")))?;
         }
+        html(&rows, &table, test, &*single, training)?.write(folder.join("report.html"))?;
     }
     Ok(())
+}
+
+/// The report as a page: the table, and what can be drawn of the models.
+fn html<'a>(
+    models: &[(&str, &'a Graph)],
+    table: &Comparison,
+    test: &TensorDataset,
+    backend: &dyn Backend,
+    training: &TrainingCurves<ProgressBar>,
+) -> Result<HtmlReport<'a>> {
+    // Layer by layer: the teacher, one with the same layers and many zeros, and the smallest.
+    let drawn = [models[0], models[1], models[models.len() - 1]];
+    let image = test.batch(&[0])?;
+    let candidate = |(name, graph)| Candidate {
+        name,
+        graph,
+        inputs: &image[..1],
+    };
+    let bench = LatencyBench::new().runs(100);
+    let times = layer_times(&drawn.map(candidate), backend, &bench)?;
+
+    let mut report =
+        HtmlReport::new("Handwritten digits: a network and what compression makes of it")
+            .paragraph(format!(
+                "A convolutional network (the teacher) was trained, then compressed by each method \
+             alone and by all of them. Accuracies are on {} test images, which no method saw. \
+             Latencies are of one image on one thread.",
+                test.len()
+            ))
+            .comparison(table)
+            .focus(drawn.map(|(name, _)| name))
+            .curves("Training loss", "epoch", "loss", training.curves("loss"))
+            .curves(
+                "Validation loss",
+                "epoch",
+                "loss",
+                training.curves("val_loss"),
+            )
+            .curves(
+                "Validation accuracy",
+                "epoch",
+                "accuracy",
+                training.curves("val_accuracy"),
+            );
+    for &(name, graph) in models {
+        report = report.model(name, graph);
+    }
+    for ((name, graph), times) in drawn.into_iter().zip(times) {
+        let matrix = evaluate(graph, test, backend, 256)?.confusion()?;
+        let classes: [&str; 0] = [];
+        report = report
+            .layer_times(name, times)
+            .confusion(name, &matrix, classes);
+    }
+    Ok(report)
 }

@@ -263,7 +263,7 @@ fn with_change(value: String, change: Option<String>) -> String {
 }
 
 /// How `before` became `after`, in words; `None` where there is no ratio.
-fn ratio(before: f64, after: f64, less: &str, more: &str) -> Option<String> {
+pub(crate) fn ratio(before: f64, after: f64, less: &str, more: &str) -> Option<String> {
     let positive = |v: f64| v.is_finite() && v > 0.0;
     if !positive(before) || !positive(after) {
         return None;
@@ -282,7 +282,7 @@ fn ratio(before: f64, after: f64, less: &str, more: &str) -> Option<String> {
 }
 
 /// `1234567` as `1,234,567`.
-fn thousands(value: u64) -> String {
+pub(crate) fn thousands(value: u64) -> String {
     let digits = value.to_string();
     let mut out = String::with_capacity(digits.len() * 4 / 3);
     for (i, digit) in digits.chars().enumerate() {

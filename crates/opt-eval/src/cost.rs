@@ -1,10 +1,12 @@
-//! What a model costs: parameters, non-zeros, multiply-adds and bytes.
+//! What a model costs: parameters, non-zeros, multiply-adds, bytes and memory.
 
 use opt_core::graph::Bindings;
-use opt_core::ops::{Op, Port};
-use opt_core::{DType, Dim, Error, Graph, Node, Result, ResultExt, Tensor, ValueId, ValueKind};
+use opt_core::{Dim, Graph, Result, ResultExt, ValueId, ValueKind};
 
+use crate::activation::peak_bytes;
+use crate::layers::{LayerCost, Layers};
 use crate::size::{live_values, weights_bytes};
+use crate::weights::parameters;
 
 /// What a model costs to store and to run once. Only what the graph's outputs depend on counts.
 ///
@@ -38,8 +40,16 @@ pub struct ModelCost {
     pub elements: u64,
     /// The length of the safetensors file of the weights ([`weights_bytes`]).
     pub bytes: u64,
+    /// The bytes of inputs, intermediate results and outputs that are needed at the same time, at
+    /// their largest: while a node runs, its inputs and outputs, and every other result that a
+    /// later node or an output needs, when nodes run in the graph's order. Not counted are weights
+    /// and a kernel's scratch memory; a backend that works in place, fuses nodes or reorders them
+    /// takes less, one that packs inputs more.
+    pub peak_activation_bytes: u64,
     /// The multiply-adds and elements of each node, in the graph's order.
     pub nodes: Vec<NodeCost>,
+    /// The same, parameters and bytes layer by layer, in the graph's order.
+    pub layers: Vec<LayerCost>,
 }
 
 /// What a node costs to run once.
@@ -65,20 +75,23 @@ impl ModelCost {
     pub fn of(graph: &Graph, bindings: &Bindings) -> Result<ModelCost> {
         let graph = graph.bind(bindings)?;
         let live = live_values(&graph);
-        let (parameters, nonzeros) = count_parameters(&graph, &live)?;
         let mut cost = ModelCost {
-            parameters,
-            nonzeros,
+            parameters: 0,
+            nonzeros: 0,
             macs: 0,
             elements: 0,
             bytes: weights_bytes(&graph)?,
+            peak_activation_bytes: 0,
             nodes: Vec::new(),
+            layers: Vec::new(),
         };
         let mut folded = vec![false; graph.value_bound()];
         for (id, value) in graph.values() {
             folded[id.index()] = matches!(value.kind(), ValueKind::Constant(_));
         }
-        for (_, node) in graph.nodes() {
+        let layers = Layers::of(&graph, &live)?;
+        cost.layers = layers.costs(&graph);
+        for (id, node) in graph.nodes() {
             if !node.outputs().iter().any(|o| live[o.index()]) {
                 continue;
             }
@@ -97,6 +110,10 @@ impl ModelCost {
                 .at(|| node.name().to_string())?;
             cost.macs += of_node.macs;
             cost.elements += of_node.elements;
+            if let Some(layer) = layers.of_node(id) {
+                cost.layers[layer].macs += of_node.macs;
+                cost.layers[layer].elements += of_node.elements;
+            }
             cost.nodes.push(NodeCost {
                 name: node.name().to_string(),
                 op: node.op().name().to_string(),
@@ -104,6 +121,16 @@ impl ModelCost {
                 elements: of_node.elements,
             });
         }
+        for parameter in parameters(&graph, &live) {
+            let (count, nonzeros) = (parameter.tensor.len() as u64, parameter.nonzeros()?);
+            cost.parameters += count;
+            cost.nonzeros += nonzeros;
+            if let Some(layer) = layers.of_value(parameter.id) {
+                cost.layers[layer].parameters += count;
+                cost.layers[layer].nonzeros += nonzeros;
+            }
+        }
+        cost.peak_activation_bytes = peak_bytes(&graph, &live, &folded)?;
         Ok(cost)
     }
 
@@ -127,122 +154,13 @@ pub(crate) fn batch_of_one(graph: &Graph) -> Bindings {
     bindings
 }
 
-/// Parameters and those that are not zero.
-fn count_parameters(graph: &Graph, live: &[bool]) -> Result<(u64, u64)> {
-    // A value is a parameter if any live node reads it as one; the last such node matters only
-    // for the zero point of a quantized constant.
-    let mut readers: Vec<Option<&Node>> = vec![None; graph.value_bound()];
-    for (_, node) in graph.nodes() {
-        if !node.outputs().iter().any(|o| live[o.index()]) {
-            continue;
-        }
-        for (i, input) in node.inputs().iter().enumerate() {
-            if reads_weight(node.op(), Port::Input(i)) {
-                readers[input.index()] = Some(node);
-            }
-        }
-    }
-    let (mut parameters, mut nonzeros) = (0, 0);
-    for (id, value) in graph.values() {
-        let tensor = match value.kind() {
-            ValueKind::Variable(t) => t,
-            ValueKind::Constant(t)
-                if t.rank() > 0 && !matches!(t.dtype(), DType::I64 | DType::Bool) =>
-            {
-                t
-            }
-            _ => continue,
-        };
-        let Some(node) = readers[id.index()] else {
-            continue;
-        };
-        parameters += tensor.len() as u64;
-        nonzeros += match (node.op(), node.inputs()) {
-            (Op::Dequantize(op), &[_, _, zero_point]) => {
-                let zeros = graph.value(zero_point).tensor().ok_or_else(|| {
-                    Error::unsupported("the zero point of a weight is no constant")
-                        .at(node.name().to_string())
-                })?;
-                off_zero_point(tensor, zeros, op.axis, op.block).at(|| node.name().to_string())?
-            }
-            _ => tensor.to_f64s().iter().filter(|v| **v != 0.0).count() as u64,
-        };
-    }
-    Ok((parameters, nonzeros))
-}
-
-/// Whether an op reads an input as a weight, rather than as a scale, a zero point or a running
-/// statistic.
-fn reads_weight(op: &Op, port: Port) -> bool {
-    !matches!(
-        (op, port),
-        (
-            Op::Quantize(_) | Op::Dequantize(_) | Op::DynamicQuantize(_) | Op::FakeQuantize(_),
-            Port::Input(1 | 2)
-        ) | (Op::BatchNorm(_), Port::Input(3 | 4))
-    )
-}
-
-/// How many quantized values differ from their zero point, which is a scalar, one an entry of
-/// `axis`, or one a block of `axis`.
-fn off_zero_point(
-    values: &Tensor,
-    zeros: &Tensor,
-    axis: Option<usize>,
-    block: Option<usize>,
-) -> Result<u64> {
-    let (q, z) = (values.to_f64s(), zeros.to_f64s());
-    let Some(axis) = axis else {
-        let zero = zeros.item()?;
-        return Ok(q.iter().filter(|v| **v != zero).count() as u64);
-    };
-    let shape = values.shape();
-    let size = *shape
-        .get(axis)
-        .ok_or_else(|| Error::invalid(format!("axis {axis} of shape {shape:?}")))?;
-    let inner: usize = shape[axis + 1..].iter().product();
-    let per_block = block.unwrap_or(1).max(1);
-    let blocks = size.div_ceil(per_block);
-    let expected = match block {
-        None => size,
-        Some(_) => shape[..axis].iter().product::<usize>() * blocks * inner,
-    };
-    if z.len() != expected {
-        return Err(Error::shape(format!(
-            "zero points of shape {:?} for values of shape {shape:?} along axis {axis}",
-            zeros.shape()
-        )));
-    }
-    let zero = |i: usize| {
-        let along = i / inner % size;
-        match block {
-            None => z[along],
-            Some(_) => z[(i / (inner * size) * blocks + along / per_block) * inner + i % inner],
-        }
-    };
-    Ok(q.iter().enumerate().filter(|&(i, v)| *v != zero(i)).count() as u64)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use opt_core::{GraphBuilder, TensorType};
+    use opt_core::{DType, GraphBuilder, Tensor, TensorType};
 
     fn f32s(shape: &[usize], data: &[f32]) -> Tensor {
         Tensor::new(shape, data).unwrap()
-    }
-
-    #[test]
-    fn zero_points_by_tensor_axis_and_block() {
-        let q = Tensor::new([2, 4], [1i8, 2, 3, 4, 1, 2, 3, 4]).unwrap();
-        let zeros = |shape: &[usize], z: &[i8]| Tensor::new(shape, z).unwrap();
-        let count = |z: Tensor, axis, block| off_zero_point(&q, &z, axis, block).unwrap();
-        assert_eq!(count(zeros(&[], &[2]), None, None), 6);
-        assert_eq!(count(zeros(&[2], &[2, 0]), Some(0), None), 7);
-        assert_eq!(count(zeros(&[4], &[1, 2, 0, 0]), Some(1), None), 4);
-        assert_eq!(count(zeros(&[2, 2], &[1, 4, 3, 3]), Some(1), Some(2)), 5);
-        assert!(off_zero_point(&q, &zeros(&[3], &[0; 3]), Some(1), None).is_err());
-        assert!(off_zero_point(&q, &zeros(&[2], &[0; 2]), Some(2), None).is_err());
     }
 
     #[test]

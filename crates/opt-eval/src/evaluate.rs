@@ -6,7 +6,7 @@ use opt_core::backend::bindings_of;
 use opt_core::data::Dataset;
 use opt_core::{Backend, CompileSpec, Error, ErrorKind, Graph, Result, ResultExt, Session, Tensor};
 
-use crate::metrics::{ConfusionMatrix, argmax};
+use crate::{ConfusionMatrix, argmax};
 
 /// What a classifier predicted for a data set, and the truth.
 #[derive(Debug, Clone, PartialEq)]

@@ -214,6 +214,23 @@ impl Latency {
         self.nanoseconds.value_at_quantile(0.5) as f64 / 1e3
     }
 
+    /// The time within which 90 % of the runs stayed, in microseconds.
+    pub fn p90_us(&self) -> f64 {
+        self.nanoseconds.value_at_quantile(0.9) as f64 / 1e3
+    }
+
+    /// The time within which 99 % of the runs stayed, in microseconds.
+    pub fn p99_us(&self) -> f64 {
+        self.nanoseconds.value_at_quantile(0.99) as f64 / 1e3
+    }
+
+    /// Examples a second, where each run computes a batch of so many one after the other: the
+    /// batch over the mean time. `None` where there were no runs or they took no measurable time.
+    pub fn throughput(&self, batch: usize) -> Option<f64> {
+        let seconds = self.mean_us() / 1e6;
+        (seconds > 0.0).then(|| batch as f64 / seconds)
+    }
+
     /// The mean, in microseconds.
     pub fn mean_us(&self) -> f64 {
         self.nanoseconds.mean() / 1e3
@@ -232,13 +249,12 @@ impl Latency {
 
 impl std::fmt::Display for Latency {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let at = |share| self.nanoseconds.value_at_quantile(share) as f64 / 1e3;
         write!(
             f,
             "median {:.1} us, p90 {:.1} us, p99 {:.1} us over {} runs",
-            at(0.5),
-            at(0.9),
-            at(0.99),
+            self.median_us(),
+            self.p90_us(),
+            self.p99_us(),
             self.runs()
         )
     }
@@ -320,6 +336,12 @@ mod tests {
             assert!((found - us).abs() <= us * 1e-3, "{found} {us}");
         }
         assert!((latency.mean_us() - 500.5).abs() < 1.0);
+        assert_eq!(latency.p90_us(), latency.quantile_us(0.9).unwrap());
+        assert_eq!(latency.p99_us(), latency.quantile_us(0.99).unwrap());
+        // 500.5 us a batch of 4.
+        let throughput = latency.throughput(4).unwrap();
+        assert!((throughput - 4e6 / 500.5).abs() < 20.0, "{throughput}");
+        assert_eq!(Latency::default().throughput(4), None);
         assert!(latency.quantile_us(1.1).is_err());
         assert!(latency.quantile_us(f64::NAN).is_err());
     }

@@ -1,6 +1,9 @@
-//! Classification metrics, equal to scikit-learn's.
+//! The confusion matrix and the metrics that follow from it, equal to scikit-learn's.
 
-use opt_core::{Error, ErrorKind, Result, Tensor};
+use std::fmt;
+
+use comfy_table::{CellAlignment, Table, presets};
+use opt_core::{Error, ErrorKind, Result};
 
 /// How many examples of each true class were predicted as each class, and the metrics that
 /// follow from it.
@@ -18,6 +21,8 @@ use opt_core::{Error, ErrorKind, Result, Tensor};
 /// assert_eq!(matrix.accuracy(), 0.75);
 /// assert_eq!(matrix.class(2).recall, 1.0);
 /// assert!((matrix.f1(Average::Macro) - 0.6).abs() < 1e-12);
+/// // The matrix as a table for the terminal.
+/// println!("{matrix}");
 /// # Ok::<(), opt_core::Error>(())
 /// ```
 #[derive(Debug, Clone, PartialEq)]
@@ -142,10 +147,13 @@ impl ConfusionMatrix {
         numerator as f64 / denominator as f64
     }
 
+    fn hits(&self) -> u64 {
+        (0..self.classes).map(|c| self.count(c, c)).sum()
+    }
+
     /// The share of examples predicted as their class.
     pub fn accuracy(&self) -> f64 {
-        let hits: u64 = (0..self.classes).map(|c| self.count(c, c)).sum();
-        hits as f64 / self.total() as f64
+        self.hits() as f64 / self.total() as f64
     }
 
     /// The figures of a class.
@@ -161,6 +169,55 @@ impl ConfusionMatrix {
             f1: self.ratio(2 * hits, support + predicted),
             support,
         }
+    }
+
+    /// The mean recall over the classes that occur among the truth: scikit-learn's
+    /// `balanced_accuracy_score`. Guessing one class all the time scores `1 / classes`.
+    pub fn balanced_accuracy(&self) -> f64 {
+        let occurring = (0..self.classes).filter(|&c| self.support(c) > 0);
+        let recalls: Vec<f64> = occurring.map(|c| self.class(c).recall).collect();
+        recalls.iter().sum::<f64>() / recalls.len() as f64
+    }
+
+    /// Matthews' correlation coefficient for several classes (Gorodkin 2004), in [-1, 1]: 1 is
+    /// perfect, 0 no better than chance. 0 where it is undefined: all labels, or all predictions,
+    /// are of one class; scikit-learn's `matthews_corrcoef`.
+    pub fn matthews(&self) -> f64 {
+        let n = self.total() as f64;
+        let (truth, predicted) = self.margins();
+        let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
+        let covariance = self.hits() as f64 * n - dot(&truth, &predicted);
+        let of_truth = n * n - dot(&truth, &truth);
+        let of_predicted = n * n - dot(&predicted, &predicted);
+        let product = of_truth * of_predicted;
+        if product == 0.0 {
+            return 0.0;
+        }
+        covariance / product.sqrt()
+    }
+
+    /// Cohen's kappa (1960): agreement beyond chance, `(observed - expected) / (1 - expected)`, at
+    /// most 1; scikit-learn's `cohen_kappa_score`. NaN, as there, where it is undefined: labels
+    /// and predictions are all of the same one class.
+    pub fn cohen_kappa(&self) -> f64 {
+        let n = self.total() as f64;
+        let (truth, predicted) = self.margins();
+        let by_chance: f64 = truth.iter().zip(&predicted).map(|(t, p)| t * p / n).sum();
+        let missed = n - self.hits() as f64;
+        1.0 - missed / (n - by_chance)
+    }
+
+    /// How many examples are of each class, and how many were predicted as it.
+    fn margins(&self) -> (Vec<f64>, Vec<f64>) {
+        let mut truth = vec![0.0; self.classes];
+        let mut predicted = vec![0.0; self.classes];
+        for (class, row) in self.rows().enumerate() {
+            for (to, &count) in row.iter().enumerate() {
+                truth[class] += count as f64;
+                predicted[to] += count as f64;
+            }
+        }
+        (truth, predicted)
     }
 
     fn average(&self, average: Average, of: impl Fn(ClassMetrics) -> f64) -> f64 {
@@ -197,107 +254,30 @@ impl ConfusionMatrix {
     }
 }
 
-/// The classes with the largest scores: `[N]` from `[N, classes]` of any float dtype. Where
-/// several are equally large, the first.
-///
-/// # Errors
-/// [`ErrorKind::Shape`] if the rank is not 2 or there are no classes; [`ErrorKind::DType`] if the
-/// scores are no floats; [`ErrorKind::Data`] if a score is NaN.
-pub fn argmax(scores: &Tensor) -> Result<Vec<i64>> {
-    let width = class_width(scores)?;
-    let values = scores.to_f64s();
-    let mut out = Vec::with_capacity(scores.shape()[0]);
-    for (row, scores) in values.chunks_exact(width).enumerate() {
-        let mut best = 0;
-        for (class, &score) in scores.iter().enumerate() {
-            if score.is_nan() {
-                return Err(nan(row, class));
-            }
-            if score > scores[best] {
-                best = class;
-            }
+impl fmt::Display for ConfusionMatrix {
+    /// The counts as a table for a terminal, without colours: one row a true class, one column a
+    /// predicted one.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut table = Table::new();
+        table.load_style(presets::UTF8_FULL_CONDENSED);
+        let mut header = vec!["true \\ predicted".to_string()];
+        header.extend((0..self.classes).map(|c| c.to_string()));
+        table.set_header(header);
+        for (class, row) in self.rows().enumerate() {
+            let mut cells = vec![class.to_string()];
+            cells.extend(row.iter().map(u64::to_string));
+            table.add_row(cells);
         }
-        out.push(best as i64);
-    }
-    Ok(out)
-}
-
-/// The share of examples whose class is among the `k` largest scores of `[N, classes]`. Of equal
-/// scores the later class counts as larger, as in scikit-learn's `top_k_accuracy_score`.
-///
-/// # Errors
-/// As [`argmax`]; [`ErrorKind::Data`] if there are no examples or a label is out of range;
-/// [`ErrorKind::InvalidArgument`] if `k` is 0.
-pub fn top_k_accuracy(scores: &Tensor, labels: &[i64], k: usize) -> Result<f64> {
-    let width = class_width(scores)?;
-    if k == 0 {
-        return Err(Error::invalid("top 0 classes"));
-    }
-    if labels.len() != scores.shape()[0] {
-        return Err(Error::shape(format!(
-            "{} labels against scores of shape {:?}",
-            labels.len(),
-            scores.shape()
-        )));
-    }
-    if labels.is_empty() {
-        return Err(Error::new(ErrorKind::Data, "metrics of no examples"));
-    }
-    let mut hits = 0usize;
-    for (row, (scores, &label)) in scores.to_f64s().chunks_exact(width).zip(labels).enumerate() {
-        if let Some(class) = scores.iter().position(|s| s.is_nan()) {
-            return Err(nan(row, class));
+        for column in table.column_iter_mut() {
+            column.set_cell_alignment(CellAlignment::Right);
         }
-        let label = usize::try_from(label)
-            .ok()
-            .filter(|&l| l < width)
-            .ok_or_else(|| {
-                let message = format!("label {label} is not in 0..{width}");
-                Error::new(ErrorKind::Data, message).at(format!("row {row}"))
-            })?;
-        let above = |&(class, score): &(usize, &f64)| {
-            *score > scores[label] || (*score == scores[label] && class > label)
-        };
-        hits += usize::from(scores.iter().enumerate().filter(above).count() < k);
+        fmt::Display::fmt(&table, f)
     }
-    Ok(hits as f64 / labels.len() as f64)
-}
-
-fn class_width(scores: &Tensor) -> Result<usize> {
-    if !scores.dtype().is_float() {
-        return Err(Error::dtype(format!(
-            "expected float scores, found {}",
-            scores.dtype()
-        )));
-    }
-    match *scores.shape() {
-        [_, classes] if classes > 0 => Ok(classes),
-        _ => Err(Error::shape(format!(
-            "expected scores [N, classes], found shape {:?}",
-            scores.shape()
-        ))),
-    }
-}
-
-fn nan(row: usize, class: usize) -> Error {
-    Error::new(
-        ErrorKind::Data,
-        format!("the score of class {class} is NaN"),
-    )
-    .at(format!("row {row}"))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn argmax_takes_the_first_of_equals() {
-        let scores = Tensor::new([3, 3], [1f32, 3., 3., -1., -2., -1., 0., 0., 0.]).unwrap();
-        assert_eq!(argmax(&scores).unwrap(), [1, 0, 0]);
-        let infinite = Tensor::new([1, 2], [f64::NEG_INFINITY, f64::INFINITY]).unwrap();
-        assert_eq!(argmax(&infinite).unwrap(), [1]);
-    }
 
     #[test]
     fn bad_input_is_an_error() {
@@ -312,18 +292,30 @@ mod tests {
         assert_eq!(error.to_string(), "row 1: prediction -1 is not in 0..2");
         let error = ConfusionMatrix::new(&[2, 1], &[0, 1], 2).unwrap_err();
         assert_eq!(error.to_string(), "row 0: label 2 is not in 0..2");
+    }
 
-        let nan = Tensor::new([2, 2], [0f32, 1., f32::NAN, 0.]).unwrap();
-        let error = argmax(&nan).unwrap_err();
-        assert_eq!(error.to_string(), "row 1: the score of class 0 is NaN");
-        assert!(top_k_accuracy(&nan, &[0, 0], 1).is_err());
-        let flat = Tensor::new([4], [0f32; 4]).unwrap();
-        assert_eq!(argmax(&flat).unwrap_err().kind(), ErrorKind::Shape);
-        let ints = Tensor::new([2, 2], [0i64; 4]).unwrap();
-        assert_eq!(argmax(&ints).unwrap_err().kind(), ErrorKind::DType);
-        let scores = Tensor::new([1, 2], [0f32, 1.]).unwrap();
-        assert!(top_k_accuracy(&scores, &[2], 1).is_err());
-        assert!(top_k_accuracy(&scores, &[0, 1], 1).is_err());
-        assert!(top_k_accuracy(&scores, &[0], 0).is_err());
+    #[test]
+    fn one_class_alone_has_no_kappa_and_no_correlation() {
+        let matrix = ConfusionMatrix::new(&[1, 1], &[1, 1], 3).unwrap();
+        assert!(matrix.cohen_kappa().is_nan());
+        assert_eq!(matrix.matthews(), 0.0);
+        assert_eq!(matrix.balanced_accuracy(), 1.0);
+    }
+
+    #[test]
+    fn the_table_has_a_row_for_each_true_class() {
+        let matrix = ConfusionMatrix::new(&[0, 1, 1, 1], &[0, 0, 1, 1], 2).unwrap();
+        let text = matrix.to_string();
+        let rows: Vec<Vec<&str>> = text
+            .lines()
+            .filter(|line| line.contains('┆'))
+            .map(|line| {
+                line.split(|c: char| c.is_whitespace() || "│┆".contains(c))
+                    .filter(|cell| !cell.is_empty())
+                    .collect()
+            })
+            .collect();
+        assert_eq!(rows[0], ["true", "\\", "predicted", "0", "1"]);
+        assert_eq!(rows[1..], [["0", "1", "0"], ["1", "1", "2"]]);
     }
 }
