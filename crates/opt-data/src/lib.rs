@@ -31,11 +31,15 @@
 
 pub mod augment;
 mod batches;
+mod blocks;
+pub mod cifar;
 mod classes;
 mod csv;
 mod digits;
 mod fold;
+pub mod idx;
 pub mod npz;
+mod source;
 mod subset;
 mod tensor_dataset;
 pub mod transform;
@@ -43,9 +47,11 @@ pub mod transform;
 pub use crate::csv::Csv;
 pub use augment::{Augment, Chain, GaussianNoise, RandomAffine, RandomRotation, RandomShift};
 pub use batches::Batches;
+pub use cifar::{CifarLabel, cifar10, cifar100};
 pub use classes::{balanced_class_weights, class_counts, class_labels};
 pub use digits::{TrainTest, digits};
 pub use fold::{Fold, KFold, StratifiedKFold};
+pub use idx::mnist;
 pub use opt_core::data::Dataset;
 pub use opt_core::{Error, ErrorKind, Result};
 pub use subset::{Subset, split, split_every, split_stratified};
