@@ -11,20 +11,22 @@ const BLOCK: usize = 1 << 16;
 /// A list that grows by blocks: while a plain vector grows it holds its content twice, and then up
 /// to twice the room that it needs. This holds what it was given and at most one block more, and
 /// twice that only while it becomes a tensor.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Blocks<T> {
     full: Vec<Vec<T>>,
     last: Vec<T>,
 }
 
-impl<T: Element> Blocks<T> {
-    pub(crate) fn new() -> Blocks<T> {
+impl<T> Default for Blocks<T> {
+    fn default() -> Blocks<T> {
         Blocks {
             full: Vec::new(),
             last: Vec::new(),
         }
     }
+}
 
+impl<T: Element> Blocks<T> {
     pub(crate) fn len(&self) -> usize {
         self.full.len() * BLOCK + self.last.len()
     }
@@ -64,7 +66,7 @@ mod tests {
     #[test]
     fn many_blocks_become_one_tensor() {
         for n in [0, 1, BLOCK, BLOCK + 1, 3 * BLOCK - 1] {
-            let mut blocks = Blocks::new();
+            let mut blocks = Blocks::default();
             (0..n).for_each(|v| blocks.push(v as i64));
             assert_eq!(blocks.len(), n);
             blocks.iter_mut().for_each(|v| *v += 1);

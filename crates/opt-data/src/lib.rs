@@ -44,7 +44,7 @@ mod subset;
 mod tensor_dataset;
 pub mod transform;
 
-pub use crate::csv::Csv;
+pub use crate::csv::{Column, ColumnRef, Csv, Schema, Table};
 pub use augment::{Augment, Chain, GaussianNoise, RandomAffine, RandomRotation, RandomShift};
 pub use batches::Batches;
 pub use cifar::{CifarLabel, cifar10, cifar100};

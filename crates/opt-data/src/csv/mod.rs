@@ -1,18 +1,32 @@
 //! Comma-separated values, plain and gzipped.
 
-use std::fs::File;
-use std::io::{BufRead, BufReader, Read};
+mod record;
+mod table;
+mod value;
+
+use std::io::{BufReader, Read};
 use std::path::Path;
 
-use crate::{Error, ErrorKind, Result, ResultExt, Tensor, TensorDataset};
+use crate::blocks::Blocks;
+use crate::source::{Source, open, unpacked};
+use crate::{Error, ErrorKind, Result, ResultExt, TensorDataset};
+use record::Records;
+pub use table::{Column, ColumnRef, Schema, Table};
+use table::{Plan, Role};
+use value::{label, number, shortened, text};
 
-/// Reads a table of numbers: one line an example, the last column the class label, all others
-/// the features.
+/// Reads a table: one line an example. Unless told otherwise, the last column is the class label
+/// and all others are features.
 ///
-/// The result has two fields: the features as `f32` `[N, columns - 1]`, or `[N, ..shape]` with
-/// [`Csv::shape`], and the labels as `i64` `[N]`. A file that begins with gzip's magic number is
-/// decompressed while it is read. White space and quotes around a value, empty lines and a byte
-/// order mark are skipped.
+/// The result has two fields: the features as `f32` `[N, features]`, or `[N, ..shape]` with
+/// [`Csv::shape`], in the order of the columns; and the labels as `i64` `[N]`, or targets as `f32`
+/// `[N, targets]` with [`Csv::targets`]. A file that begins with gzip's magic number is
+/// decompressed while it is read. White space around a value, empty lines and a byte order mark
+/// are skipped. Quotes are those of RFC 4180: a quoted value may hold delimiters, line ends, and
+/// quotes written twice.
+///
+/// The file is read as a stream: beyond the tensors and one further copy of their elements, the
+/// memory taken does not depend on the number of lines. A line may have up to 16 MiB.
 ///
 /// ```
 /// use opt_data::{Csv, Dataset};
@@ -26,6 +40,32 @@ use crate::{Error, ErrorKind, Result, ResultExt, Tensor, TensorDataset};
 /// assert_eq!(error.to_string(), "boxes.csv: line 2: column 2: `nan` is not a finite number");
 /// # Ok::<(), opt_core::Error>(())
 /// ```
+///
+/// A table with names, text and missing values:
+///
+/// ```
+/// use opt_data::Csv;
+///
+/// let text = "id,species,length,colour\n7,cat,40.5,black\n8,dog,?,brown\n9,dog,61,black\n";
+/// let csv = Csv::new()
+///     .header(true)
+///     .label("species")
+///     .skip("id")
+///     .category("species")
+///     .category("colour")
+///     .missing(["", "NA", "?"]);
+/// let table = csv.read_table_from(text.as_bytes(), "pets.csv")?;
+/// assert_eq!(table.schema.targets[0].categories.as_ref().unwrap(), &["cat", "dog"]);
+/// assert_eq!(table.data.labels(1)?, [0, 1, 1]);
+/// let x = table.data.fields()[0].to_f64s();
+/// assert!(x[2].is_nan());
+///
+/// // The test part gets the codes of the training part.
+/// let test = "id,species,length,colour\n1,dog,50,brown\n";
+/// let test = csv.schema(table.schema).read_from(test.as_bytes(), "test.csv")?;
+/// assert_eq!(test.fields()[0].to_f64s(), [50.0, 1.0]);
+/// # Ok::<(), opt_core::Error>(())
+/// ```
 #[derive(Debug, Clone)]
 pub struct Csv {
     header: bool,
@@ -33,6 +73,23 @@ pub struct Csv {
     shape: Option<Vec<usize>>,
     classes: Option<usize>,
     limit: u64,
+    target: Target,
+    skip: Vec<ColumnRef>,
+    categories: Vec<ColumnRef>,
+    missing: Option<Vec<String>>,
+    schema: Option<Schema>,
+    unknown_as_missing: bool,
+}
+
+/// What is in the second field.
+#[derive(Debug, Clone)]
+enum Target {
+    /// The class label in the last column.
+    Last,
+    Label(ColumnRef),
+    Values(Vec<ColumnRef>),
+    /// There is no second field.
+    None,
 }
 
 impl Default for Csv {
@@ -43,6 +100,12 @@ impl Default for Csv {
             shape: None,
             classes: None,
             limit: 1 << 30,
+            target: Target::Last,
+            skip: Vec::new(),
+            categories: Vec::new(),
+            missing: None,
+            schema: None,
+            unknown_as_missing: false,
         }
     }
 }
@@ -53,17 +116,81 @@ impl Csv {
         Csv::default()
     }
 
-    /// Whether the first line that is not empty holds names, to be skipped. Default: false.
+    /// Whether the first line that is not empty holds the names of the columns. Default: false.
     #[must_use]
     pub fn header(mut self, header: bool) -> Csv {
         self.header = header;
         self
     }
 
-    /// The byte between columns. Default: a comma.
+    /// The byte between columns, such as `b';'` or `b'\t'`. Default: a comma.
     #[must_use]
     pub fn delimiter(mut self, delimiter: u8) -> Csv {
         self.delimiter = delimiter;
+        self
+    }
+
+    /// The column of the class label, by its name or its index from 0. Default: the last.
+    #[must_use]
+    pub fn label(mut self, column: impl Into<ColumnRef>) -> Csv {
+        self.target = Target::Label(column.into());
+        self
+    }
+
+    /// Columns of numbers to predict, instead of a class label: the second field is `f32`
+    /// `[N, columns]`, in the order given here.
+    #[must_use]
+    pub fn targets(mut self, columns: impl IntoIterator<Item = impl Into<ColumnRef>>) -> Csv {
+        self.target = Target::Values(columns.into_iter().map(Into::into).collect());
+        self
+    }
+
+    /// All columns are features: the data set has one field.
+    #[must_use]
+    pub fn features_only(mut self) -> Csv {
+        self.target = Target::None;
+        self
+    }
+
+    /// Leaves out a column; call it once for each. What the column holds is not looked at.
+    #[must_use]
+    pub fn skip(mut self, column: impl Into<ColumnRef>) -> Csv {
+        self.skip.push(column.into());
+        self
+    }
+
+    /// A feature column, or the label, that holds text; call it once for each. The texts are
+    /// sorted and numbered from 0, and the numbers are the values ([`Table`] has the texts); encode
+    /// them further with [`OneHot`](crate::OneHot).
+    #[must_use]
+    pub fn category(mut self, column: impl Into<ColumnRef>) -> Csv {
+        self.categories.push(column.into());
+        self
+    }
+
+    /// Texts that stand for a missing value in a feature column, such as `["", "NA", "?"]`: the
+    /// value is NaN, for an [`Imputer`](crate::Imputer) to fill. Default: a missing value is an
+    /// error. In labels and targets it always is.
+    #[must_use]
+    pub fn missing(mut self, texts: impl IntoIterator<Item = impl Into<String>>) -> Csv {
+        self.missing = Some(texts.into_iter().map(Into::into).collect());
+        self
+    }
+
+    /// Takes over the categories of another file, and fails unless the feature columns are as many
+    /// and, where both have a header, have the same names. A text that the other file did not have
+    /// is an error.
+    #[must_use]
+    pub fn schema(mut self, schema: Schema) -> Csv {
+        self.schema = Some(schema);
+        self
+    }
+
+    /// Whether a text in a feature column that is not among the categories of [`Csv::schema`] is a
+    /// missing value, NaN, rather than an error. Default: false.
+    #[must_use]
+    pub fn unknown_as_missing(mut self, yes: bool) -> Csv {
+        self.unknown_as_missing = yes;
         self
     }
 
@@ -97,27 +224,17 @@ impl Csv {
     /// (both counted from 1).
     /// - [`ErrorKind::Io`]: the file cannot be read.
     /// - [`ErrorKind::Format`]: a line has another number of columns than the first, a value is
-    ///   no number, the text is not UTF-8, longer than [`Csv::limit`], or the gzip stream is cut
+    ///   no number or missing, a quote is not closed, the text is not UTF-8, longer than
+    ///   [`Csv::limit`], its columns are not those of [`Csv::schema`], or the gzip stream is cut
     ///   off or damaged.
     /// - [`ErrorKind::Data`]: there are no examples; a value is NaN, infinite or too large for
-    ///   `f32`; a label is negative, no integer, or not below [`Csv::classes`].
-    /// - [`ErrorKind::Shape`]: the columns are not as many as [`Csv::shape`] needs.
+    ///   `f32`; a label is negative, no integer, or not below [`Csv::classes`]; a text is not
+    ///   among the categories of [`Csv::schema`].
+    /// - [`ErrorKind::Shape`]: the feature columns are not as many as [`Csv::shape`] needs.
+    /// - [`ErrorKind::InvalidArgument`]: a column that an option names is not there, or is asked
+    ///   to be two things; the delimiter is a quote or a line end.
     pub fn read(&self, path: impl AsRef<Path>) -> Result<TensorDataset> {
-        let path = path.as_ref();
-        let name = path.display().to_string();
-        let file = File::open(path).map_err(Error::from).at(|| name.clone())?;
-        let mut reader = BufReader::new(file);
-        let named_gz = path
-            .extension()
-            .is_some_and(|e| e.eq_ignore_ascii_case("gz"));
-        if named_gz {
-            let head = reader.fill_buf().map_err(Error::from).at(|| name.clone())?;
-            if !head.starts_with(&GZIP) {
-                let message = "the file is named .gz but holds no gzip stream";
-                return Err(Error::new(ErrorKind::Format, message).at(name));
-            }
-        }
-        self.read_from(reader, &name)
+        Ok(self.read_table(path)?.data)
     }
 
     /// Reads from any source of bytes; `name` stands for the file in errors.
@@ -125,60 +242,56 @@ impl Csv {
     /// # Errors
     /// As [`Csv::read`].
     pub fn read_from(&self, source: impl Read, name: &str) -> Result<TensorDataset> {
-        let mut source = BufReader::new(source);
-        let head = source
-            .fill_buf()
-            .map_err(Error::from)
-            .at(|| name.to_string())?;
-        let result = if head.starts_with(&GZIP) {
-            self.parse(flate2::bufread::MultiGzDecoder::new(source))
-        } else {
-            self.parse(source)
-        };
-        result.at(|| name.to_string())
+        Ok(self.read_table_from(source, name)?.data)
     }
 
-    fn parse(&self, source: impl Read) -> Result<TensorDataset> {
-        let features = match &self.shape {
-            None => None,
-            Some(shape) => Some(
-                shape
-                    .iter()
-                    .try_fold(1usize, |n, &d| n.checked_mul(d))
-                    .ok_or_else(|| Error::shape(format!("shape {shape:?} is too large")))?,
-            ),
-        };
-        let mut source = BufReader::new(Limited {
-            source,
+    /// Reads a file, with the names and the categories of its columns.
+    ///
+    /// # Errors
+    /// As [`Csv::read`].
+    pub fn read_table(&self, path: impl AsRef<Path>) -> Result<Table> {
+        let path = path.as_ref();
+        open(path)
+            .and_then(|source| self.parse(source))
+            .at(|| path.display().to_string())
+    }
+
+    /// Reads from any source of bytes, with the names and the categories of the columns.
+    ///
+    /// # Errors
+    /// As [`Csv::read`].
+    pub fn read_table_from(&self, source: impl Read, name: &str) -> Result<Table> {
+        unpacked(source, None)
+            .and_then(|source| self.parse(source))
+            .at(|| name.to_string())
+    }
+
+    fn parse(&self, source: Source<'_>) -> Result<Table> {
+        if matches!(self.delimiter, b'"' | b'\n' | b'\r') {
+            return Err(Error::invalid(format!(
+                "{:?} cannot be the delimiter",
+                char::from(self.delimiter)
+            )));
+        }
+        let limited = Limited {
+            source: source.bytes,
             left: self.limit,
             limit: self.limit,
-        });
-        let mut header = self.header;
-        let mut columns: Option<usize> = None;
-        let mut pixels: Vec<f32> = Vec::new();
-        let mut labels: Vec<i64> = Vec::new();
-        let mut bytes = Vec::new();
-        for line in 1u64.. {
-            let place = || format!("line {line}");
-            bytes.clear();
-            let read = source.read_until(b'\n', &mut bytes);
-            if read.map_err(from_io).at(place)? == 0 {
-                break;
-            }
-            let mut record = &bytes[..];
-            if line == 1 {
-                record = record.strip_prefix(b"\xef\xbb\xbf").unwrap_or(record);
-            }
-            let record = record.trim_ascii();
-            if record.is_empty() {
-                continue;
-            }
-            let names = std::mem::take(&mut header);
-            if names && record.contains(&b'"') {
-                continue;
-            }
-            let found = record.split(|b| *b == self.delimiter).count();
-            let expected = *columns.get_or_insert(found);
+        };
+        let mut records = Records::new(BufReader::new(limited), self.delimiter);
+        let none = || Error::new(ErrorKind::Data, "the file holds no examples");
+        let first = records.next()?.ok_or_else(none)?;
+        let place = || format!("line {first}");
+        let mut plan = Plan::new(self, records.cells()).at(place)?;
+        let shape = self.example_shape(plan.features).at(place)?;
+        let mut columns = Columns::default();
+        let mut line = match self.header {
+            true => records.next()?,
+            false => Some(first),
+        };
+        while let Some(at) = line {
+            let place = || format!("line {at}");
+            let (expected, found) = (plan.roles.len(), records.cells().len());
             if found != expected {
                 return Err(Error::new(
                     ErrorKind::Format,
@@ -186,117 +299,152 @@ impl Csv {
                 )
                 .at(place()));
             }
-            if expected < 2 {
-                let message = "expected features and a label, found one column";
-                return Err(Error::new(ErrorKind::Format, message).at(place()));
-            }
-            if let (Some(features), Some(shape)) = (features, &self.shape)
-                && features != expected - 1
-            {
-                return Err(Error::shape(format!(
-                    "shape {shape:?} needs {features} columns before the label, found {}",
-                    expected - 1
-                ))
-                .at(place()));
-            }
-            if names {
+            self.example(records.cells(), &mut plan, &mut columns)
+                .at(place)?;
+            line = records.next()?;
+        }
+        if columns.examples == 0 {
+            return Err(none());
+        }
+        self.table(plan, columns, &shape)
+    }
+
+    fn example_shape(&self, features: usize) -> Result<Vec<usize>> {
+        let Some(shape) = &self.shape else {
+            return Ok(vec![features]);
+        };
+        let need = shape
+            .iter()
+            .try_fold(1usize, |n, &d| n.checked_mul(d))
+            .ok_or_else(|| Error::shape(format!("shape {shape:?} is too large")))?;
+        if need != features {
+            return Err(Error::shape(format!(
+                "shape {shape:?} needs {need} feature columns, found {features}"
+            )));
+        }
+        Ok(shape.clone())
+    }
+
+    fn example<'a>(
+        &self,
+        cells: impl Iterator<Item = &'a [u8]>,
+        plan: &mut Plan,
+        columns: &mut Columns,
+    ) -> Result<()> {
+        columns.row.resize(plan.targets, 0.0);
+        for (c, cell) in cells.enumerate() {
+            let role = plan.roles[c];
+            if role == Role::Skip {
                 continue;
             }
-            for (c, cell) in record.split(|b| *b == self.delimiter).enumerate() {
-                let column = || format!("column {}", c + 1);
-                if c + 1 < expected {
-                    pixels.push(number(cell).at(column).at(place)?);
-                } else {
-                    labels.push(self.label(cell).at(column).at(place)?);
+            let column = || format!("column {}", c + 1);
+            let value = text(cell).at(column)?;
+            let missing = self.missing.as_ref();
+            let missing = missing.is_some_and(|texts| texts.iter().any(|t| *t == value.trim()));
+            if missing && role != Role::Feature {
+                let message = "the value is missing; labels and targets have to be there";
+                return Err(Error::new(ErrorKind::Format, message).at(column()));
+            }
+            let code = match &mut plan.categories[c] {
+                Some(categories) if !missing => self
+                    .code(categories.code(&value), &value, role)
+                    .at(column)?,
+                _ => None,
+            };
+            match role {
+                Role::Feature => columns.features.push(match code {
+                    Some(code) => code as f32,
+                    None if missing || plan.categories[c].is_some() => f32::NAN,
+                    None => number(&value).at(column)?,
+                }),
+                Role::Label => columns.labels.push(match code {
+                    Some(code) => code as i64,
+                    None => label(&value, self.classes).at(column)?,
+                }),
+                Role::Target(i) => columns.row[i] = number(&value).at(column)?,
+                Role::Skip => {}
+            }
+        }
+        columns.row.iter().for_each(|&v| columns.targets.push(v));
+        columns.examples += 1;
+        Ok(())
+    }
+
+    /// The code of a text; none where it is unknown and that is allowed.
+    fn code(&self, code: Result<Option<usize>>, value: &str, role: Role) -> Result<Option<usize>> {
+        let code = code?;
+        if value.trim().is_empty() {
+            let message = "the value is missing; name the empty text in `Csv::missing`";
+            return Err(Error::new(ErrorKind::Format, message));
+        }
+        if code.is_none() && !(self.unknown_as_missing && role == Role::Feature) {
+            return Err(Error::new(
+                ErrorKind::Data,
+                format!("`{}` is none of the known categories", shortened(value)),
+            ));
+        }
+        Ok(code)
+    }
+
+    fn table(&self, plan: Plan, mut columns: Columns, example: &[usize]) -> Result<Table> {
+        let n = columns.examples;
+        let features: Vec<usize> = positions(&plan, Role::Feature);
+        let labels = positions(&plan, Role::Label);
+        let (has_label, has_targets) = (!labels.is_empty(), plan.targets > 0);
+        let targets = plan.targets;
+        let (schema, codes) = plan.finish();
+        if features.iter().any(|&c| codes[c].is_some()) {
+            let by_feature: Vec<Option<&Vec<usize>>> =
+                features.iter().map(|&c| codes[c].as_ref()).collect();
+            for (i, value) in columns.features.iter_mut().enumerate() {
+                if let Some(codes) = by_feature[i % by_feature.len()]
+                    && !value.is_nan()
+                {
+                    *value = codes[*value as usize] as f32;
                 }
             }
         }
-        let n = labels.len();
-        if n == 0 {
-            return Err(Error::new(ErrorKind::Data, "the file holds no examples"));
-        }
-        let mut shape = vec![n];
-        match &self.shape {
-            Some(rest) => shape.extend(rest),
-            None => shape.push(pixels.len() / n),
-        }
-        TensorDataset::new(vec![Tensor::new(shape, pixels)?, Tensor::new([n], labels)?])
-    }
-
-    fn label(&self, cell: &[u8]) -> Result<i64> {
-        let text = text(cell)?;
-        let fail = |why: String| Error::new(ErrorKind::Data, why);
-        let label = match text.parse::<i64>() {
-            Ok(label) => label,
-            // Spreadsheets and data frames write `3.0`; 2^53 bounds what an f64 holds exactly.
-            Err(_) => match text.parse::<f64>() {
-                Ok(v) if v.fract() == 0.0 && v.abs() <= 9_007_199_254_740_992.0 => v as i64,
-                Ok(_) => return Err(fail(format!("label `{text}` is no integer"))),
-                Err(_) => return Err(not_a_number(text)),
-            },
-        };
-        if label < 0 {
-            return Err(fail(format!("label {label} is negative")));
-        }
-        match self.classes {
-            Some(classes) if label as u64 >= classes as u64 => {
-                Err(fail(format!("label {label} is not in 0..{classes}")))
+        if let Some(codes) = labels.first().and_then(|&c| codes[c].as_ref()) {
+            if let Some(classes) = self.classes
+                && codes.len() > classes
+            {
+                return Err(Error::new(
+                    ErrorKind::Data,
+                    format!("the label has {} categories, not {classes}", codes.len()),
+                ));
             }
-            _ => Ok(label),
+            for label in columns.labels.iter_mut() {
+                *label = codes[*label as usize] as i64;
+            }
         }
+        let shape = [&[n], example].concat();
+        let mut fields = vec![columns.features.into_tensor(&shape)?];
+        if has_label {
+            fields.push(columns.labels.into_tensor(&[n])?);
+        }
+        if has_targets {
+            fields.push(columns.targets.into_tensor(&[n, targets])?);
+        }
+        let data = TensorDataset::with_missing(fields)?;
+        Ok(Table { data, schema })
     }
 }
 
-const GZIP: [u8; 2] = [0x1f, 0x8b];
-
-/// A cell without the white space and the pair of quotes around it.
-fn text(cell: &[u8]) -> Result<&str> {
-    let text = std::str::from_utf8(cell)
-        .map_err(|e| Error::new(ErrorKind::Format, "the value is not UTF-8").with_source(e))?
-        .trim();
-    let inner = text.strip_prefix('"').and_then(|t| t.strip_suffix('"'));
-    Ok(inner.map_or(text, str::trim))
+fn positions(plan: &Plan, role: Role) -> Vec<usize> {
+    (0..plan.roles.len())
+        .filter(|&c| plan.roles[c] == role)
+        .collect()
 }
 
-fn number(cell: &[u8]) -> Result<f32> {
-    let text = text(cell)?;
-    let value: f32 = text.parse().map_err(|_| not_a_number(text))?;
-    if value.is_finite() {
-        return Ok(value);
-    }
-    Err(Error::new(
-        ErrorKind::Data,
-        match text.parse::<f64>() {
-            Ok(v) if v.is_finite() => format!("`{text}` is too large for f32"),
-            _ => format!("`{}` is not a finite number", shortened(text)),
-        },
-    ))
-}
-
-fn not_a_number(text: &str) -> Error {
-    let message = match text {
-        "" => "the value is missing".to_string(),
-        _ => format!("`{}` is no number", shortened(text)),
-    };
-    Error::new(ErrorKind::Format, message)
-}
-
-/// At most 40 characters, so that a binary file makes no page-long message.
-fn shortened(text: &str) -> String {
-    match text.char_indices().nth(40) {
-        Some((at, _)) => format!("{}..", &text[..at]),
-        None => text.to_string(),
-    }
-}
-
-/// A stream that is damaged, cut off or too long is an error of the format, not of the disk.
-fn from_io(error: std::io::Error) -> Error {
-    use std::io::ErrorKind::{InvalidData, InvalidInput, UnexpectedEof};
-    let kind = match error.kind() {
-        InvalidData | InvalidInput | UnexpectedEof => ErrorKind::Format,
-        _ => ErrorKind::Io,
-    };
-    Error::new(kind, error.to_string()).with_source(error)
+/// What has been read.
+#[derive(Default)]
+struct Columns {
+    features: Blocks<f32>,
+    labels: Blocks<i64>,
+    targets: Blocks<f32>,
+    examples: usize,
+    /// The targets of one example.
+    row: Vec<f32>,
 }
 
 /// A reader that fails, rather than ends, once it has given `limit` bytes and more follow.
@@ -330,252 +478,4 @@ impl<R: Read> Read for Limited<R> {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::io::Write;
-
-    use super::*;
-    use crate::Dataset;
-    use proptest::prelude::*;
-
-    fn read(csv: &Csv, text: impl AsRef<[u8]>) -> Result<TensorDataset> {
-        csv.read_from(text.as_ref(), "f.csv")
-    }
-
-    fn gzip(text: &[u8]) -> Vec<u8> {
-        let mut out = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
-        out.write_all(text).unwrap();
-        out.finish().unwrap()
-    }
-
-    #[test]
-    fn plain_and_gzipped_files_read_alike() {
-        let dir = tempfile::tempdir().unwrap();
-        let text = b"\xef\xbb\xbf0, 1.5,2,\"3\",7\r\n4,5,-6e-1,0,0\n\n1,1,1,1, 3.0 \n";
-        let plain = dir.path().join("a.csv");
-        let zipped = dir.path().join("a.csv.gz");
-        std::fs::write(&plain, text).unwrap();
-        // Two members one after the other are one stream.
-        let two = [gzip(&text[..10]), gzip(&text[10..])].concat();
-        std::fs::write(&zipped, two).unwrap();
-        for path in [plain, zipped] {
-            let data = Csv::new().shape([1, 2, 2]).read(path).unwrap();
-            assert_eq!(data.len(), 3);
-            let x = &data.fields()[0];
-            assert_eq!(x.shape(), [3, 1, 2, 2]);
-            assert_eq!(
-                x.to_vec::<f32>().unwrap()[..7],
-                [0., 1.5, 2., 3., 4., 5., -0.6]
-            );
-            assert_eq!(data.labels(1).unwrap(), [7, 0, 3]);
-        }
-    }
-
-    #[test]
-    fn bad_files_are_errors_that_name_the_place() {
-        let plain = Csv::new();
-        let header = Csv::new().header(true);
-        let cases: [(&Csv, &[u8], ErrorKind, &str); 20] = [
-            (&plain, b"", ErrorKind::Data, "the file holds no examples"),
-            (
-                &plain,
-                b"\n\n",
-                ErrorKind::Data,
-                "the file holds no examples",
-            ),
-            (
-                &header,
-                b"a,b\n",
-                ErrorKind::Data,
-                "the file holds no examples",
-            ),
-            (
-                &plain,
-                b"1,2,0\n\n3,1\n",
-                ErrorKind::Format,
-                "line 3: expected 3 columns, found 2",
-            ),
-            (
-                &header,
-                b"a,b\n1,2,0\n",
-                ErrorKind::Format,
-                "line 2: expected 2 columns, found 3",
-            ),
-            (
-                &plain,
-                b"1\n",
-                ErrorKind::Format,
-                "line 1: expected features and a label, found one column",
-            ),
-            (
-                &plain,
-                b"1,x,0",
-                ErrorKind::Format,
-                "line 1: column 2: `x` is no number",
-            ),
-            (
-                &header,
-                b"\n\"a,b\",c\n\n1,2,0\n1,\"x\",0\n",
-                ErrorKind::Format,
-                "line 5: column 2: `x` is no number",
-            ),
-            (
-                &plain,
-                b"1,,0",
-                ErrorKind::Format,
-                "line 1: column 2: the value is missing",
-            ),
-            (
-                &plain,
-                b"1,\xff,0",
-                ErrorKind::Format,
-                "line 1: column 2: the value is not UTF-8",
-            ),
-            (
-                &plain,
-                b"1,2,0\nNaN,2,0",
-                ErrorKind::Data,
-                "line 2: column 1: `NaN` is not a finite number",
-            ),
-            (
-                &plain,
-                b"1,-inf,0",
-                ErrorKind::Data,
-                "line 1: column 2: `-inf` is not a finite number",
-            ),
-            (
-                &plain,
-                b"1e39,2,0",
-                ErrorKind::Data,
-                "line 1: column 1: `1e39` is too large for f32",
-            ),
-            (
-                &plain,
-                b"1,2,0.5",
-                ErrorKind::Data,
-                "line 1: column 3: label `0.5` is no integer",
-            ),
-            (
-                &plain,
-                b"1,2,inf",
-                ErrorKind::Data,
-                "line 1: column 3: label `inf` is no integer",
-            ),
-            (
-                &plain,
-                b"1,2,-1",
-                ErrorKind::Data,
-                "line 1: column 3: label -1 is negative",
-            ),
-            (
-                &plain,
-                b"1,2,cat",
-                ErrorKind::Format,
-                "line 1: column 3: `cat` is no number",
-            ),
-            (
-                &Csv::new().classes(10),
-                b"1,2,10",
-                ErrorKind::Data,
-                "line 1: column 3: label 10 is not in 0..10",
-            ),
-            (
-                &Csv::new().shape([1, 3]),
-                b"1,2,1",
-                ErrorKind::Shape,
-                "line 1: shape [1, 3] needs 3 columns before the label, found 2",
-            ),
-            (
-                &Csv::new().limit(5),
-                b"1,2,1\n",
-                ErrorKind::Format,
-                "line 1: the text is longer than the limit of 5 bytes",
-            ),
-        ];
-        for (csv, text, kind, message) in cases {
-            let error = read(csv, text).unwrap_err();
-            assert_eq!(
-                (error.kind(), error.to_string()),
-                (kind, format!("f.csv: {message}"))
-            );
-        }
-        assert!(read(&Csv::new().limit(6), "1,2,1\n").is_ok());
-        assert!(read(&Csv::new().shape([usize::MAX, 2]), "1,2,1\n").is_err());
-    }
-
-    #[test]
-    fn damaged_gzip_streams_are_errors() {
-        let good = gzip(b"1,2,0\n3,4,1\n");
-        assert_eq!(read(&Csv::new(), &good).unwrap().len(), 2);
-        for cut in 2..good.len() {
-            let error = read(&Csv::new(), &good[..cut]).unwrap_err();
-            assert_eq!(error.kind(), ErrorKind::Format, "cut at {cut}: {error}");
-        }
-        let mut flipped = good.clone();
-        let at = good.len() - 6;
-        flipped[at] ^= 1;
-        assert_eq!(
-            read(&Csv::new(), &flipped).unwrap_err().kind(),
-            ErrorKind::Format
-        );
-    }
-
-    #[test]
-    fn a_stream_that_expands_without_end_stops_at_the_limit() {
-        let bomb = gzip(&b"1,2,0\n".repeat(100_000));
-        assert!(bomb.len() < 10_000);
-        let error = read(&Csv::new().limit(10_000), bomb).unwrap_err();
-        assert!(
-            error
-                .to_string()
-                .contains("longer than the limit of 10000 bytes")
-        );
-    }
-
-    #[test]
-    fn files_that_are_missing_or_misnamed_are_errors() {
-        let dir = tempfile::tempdir().unwrap();
-        let missing = dir.path().join("none.csv");
-        let error = Csv::new().read(&missing).unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::Io);
-        assert!(
-            error
-                .to_string()
-                .starts_with(&missing.display().to_string())
-        );
-        let path = dir.path().join("plain.csv.gz");
-        std::fs::write(&path, "1,2,0\n").unwrap();
-        let error = Csv::new().read(&path).unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::Format);
-        assert!(error.to_string().ends_with("holds no gzip stream"));
-        assert!(Csv::new().read(dir.path()).is_err());
-    }
-
-    proptest! {
-        #![proptest_config(ProptestConfig::with_cases(128))]
-
-        #[test]
-        fn no_bytes_make_it_panic(mut bytes in prop::collection::vec(any::<u8>(), 0..200), gz: bool) {
-            if gz {
-                bytes.splice(0..0, GZIP);
-            }
-            let _ = read(&Csv::new(), &bytes);
-            let _ = read(&Csv::new().header(true).shape([2]), &bytes);
-        }
-
-        #[test]
-        fn what_is_written_is_read(
-            rows in prop::collection::vec((any::<[f32; 3]>(), 0i64..1000), 1..20)
-        ) {
-            let finite = |x: f32| if x.is_finite() { x } else { 0.0 };
-            let text: String = rows
-                .iter()
-                .map(|(x, l)| format!("{},{:e},{},{l}\n", finite(x[0]), finite(x[1]), finite(x[2])))
-                .collect();
-            let data = read(&Csv::new(), &text).unwrap();
-            let expected: Vec<f32> = rows.iter().flat_map(|(x, _)| x.map(finite)).collect();
-            prop_assert_eq!(data.fields()[0].to_vec::<f32>().unwrap(), expected);
-            let labels: Vec<i64> = rows.iter().map(|(_, l)| *l).collect();
-            prop_assert_eq!(data.labels(1).unwrap(), labels);
-        }
-    }
-}
+mod tests;
