@@ -153,7 +153,7 @@ fn records(len: u64, label: CifarLabel) -> Result<usize> {
     if len == 0 {
         return Err(Error::new(ErrorKind::Data, "the file holds no records"));
     }
-    if len % record != 0 {
+    if !len.is_multiple_of(record) {
         let whole = len / record;
         return Err(Error::new(
             ErrorKind::Format,

@@ -56,6 +56,9 @@ pub use opt_core::data::Dataset;
 pub use opt_core::{Error, ErrorKind, Result};
 pub use subset::{Subset, split, split_every, split_stratified};
 pub use tensor_dataset::TensorDataset;
-pub use transform::{Mapped, MinMax, Per, Scale, Standardize, Transform};
+pub use transform::{
+    Fill, FittedPipeline, Imputer, Keep, LabelEncoder, Mapped, MinMax, OneHot, Ordinal, Outliers,
+    Pca, Per, Robust, Scale, Score, SelectKBest, Standardize, Transform, TransformPipeline,
+};
 
 pub(crate) use opt_core::{ResultExt, Tensor};

@@ -204,7 +204,7 @@ fn has_nan(field: &Tensor, allowed: bool) -> Result<bool> {
     let mut nan = false;
     let mut bad = |v: f64| {
         nan |= v.is_nan();
-        !v.is_finite() && !(allowed && v.is_nan())
+        !(v.is_finite() || allowed && v.is_nan())
     };
     let bad = if field.dtype() == DType::F32 {
         let field = field.contiguous();
