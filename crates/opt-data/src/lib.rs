@@ -45,10 +45,13 @@ mod tensor_dataset;
 pub mod transform;
 
 pub use crate::csv::{Column, ColumnRef, Csv, Schema, Table};
-pub use augment::{Augment, Chain, GaussianNoise, RandomAffine, RandomRotation, RandomShift};
+pub use augment::{
+    Augment, Chain, CutMix, Cutout, GaussianNoise, MixUp, RandomAffine, RandomCrop,
+    RandomHorizontalFlip, RandomRotation, RandomShift, RandomVerticalFlip,
+};
 pub use batches::Batches;
 pub use cifar::{CifarLabel, cifar10, cifar100};
-pub use classes::{balanced_class_weights, class_counts, class_labels};
+pub use classes::{balanced_class_weights, class_counts, class_labels, one_hot};
 pub use digits::{TrainTest, digits};
 pub use fold::{Fold, KFold, StratifiedKFold};
 pub use idx::mnist;
