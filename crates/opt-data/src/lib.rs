@@ -39,6 +39,7 @@ mod digits;
 mod fold;
 pub mod idx;
 pub mod npz;
+mod prefetch;
 mod source;
 mod subset;
 mod tensor_dataset;
@@ -57,6 +58,7 @@ pub use fold::{Fold, KFold, StratifiedKFold};
 pub use idx::mnist;
 pub use opt_core::data::Dataset;
 pub use opt_core::{Error, ErrorKind, Result};
+pub use prefetch::Prefetch;
 pub use subset::{Subset, split, split_every, split_stratified};
 pub use tensor_dataset::TensorDataset;
 pub use transform::{

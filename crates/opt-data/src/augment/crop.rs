@@ -60,10 +60,8 @@ impl Augment for RandomCrop {
         let (height, width) = (self.height, self.width);
         // How many places there are for the window along an axis.
         let places = |size: usize, window: usize| {
-            let padded = size.saturating_add(self.padding.saturating_mul(2));
-            padded
-                .checked_sub(window)
-                .map(|free| free.saturating_add(1))
+            let padded = self.padding.checked_mul(2)?.checked_add(size)?;
+            padded.checked_sub(window)?.checked_add(1)
         };
         let (Some(down), Some(right)) = (places(h, height), places(w, width)) else {
             return Err(Error::shape(format!(
