@@ -21,11 +21,18 @@
 //! ```
 //!
 //! A [`Dataset`] is a list of examples; an example is a list of tensors, the inputs of a model in
-//! their order, then the targets. [`TensorDataset`] holds examples in memory, [`Csv`] reads them,
-//! [`npz`] reads and writes numpy's arrays, [`Subset`] and [`split`] take parts, [`Batches`]
-//! iterates, a [`Transform`] is fitted on the training part and applied to any part, and an
-//! [`Augment`] changes training batches at random. Everything random is a function of an explicit
-//! seed and a counter.
+//! their order, then the targets. Everything random is a function of an explicit seed and a
+//! counter.
+//!
+//! | what | where |
+//! | --- | --- |
+//! | examples in memory, parts of them | [`TensorDataset`], [`Subset`], [`split`], [`split_stratified`] |
+//! | files | [`Csv`], [`npz`], [`mnist`] and [`idx`], [`cifar10`] and [`cifar100`]; the embedded [`digits`](fn@digits) |
+//! | iteration | [`Batches`], read ahead with [`Batches::prefetch`] |
+//! | cross-validation | [`KFold`], [`StratifiedKFold`] |
+//! | classes | [`class_counts`], [`balanced_class_weights`], [`one_hot`] |
+//! | transforms, fitted on the training part and applied to any part | [`transform`]: scaling, missing values, outliers, encoding, feature selection, [`Pca`], and [`TransformPipeline`] |
+//! | random changes of training batches | [`augment`](mod@augment): shifts, rotations, flips, crops, noise, [`Cutout`], [`MixUp`], [`CutMix`] |
 
 #![forbid(unsafe_code)]
 

@@ -4,7 +4,7 @@ use opt_core::random::Philox;
 
 use super::crop::window;
 use super::{Augment, below, images};
-use crate::{Error, ErrorKind, Result, ResultExt, Tensor, one_hot};
+use crate::{Error, Result, ResultExt, Tensor, one_hot};
 
 /// Mixes each example of a batch with another one (mix-up; Zhang et al. 2018):
 /// `x = lambda x_a + (1 - lambda) x_b`, and the same for the targets.
@@ -250,6 +250,7 @@ fn log_gamma_variate(random: Philox, step: u64, start: u64, shape: f64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ErrorKind;
 
     fn batch(n: usize) -> [Tensor; 2] {
         let x: Vec<f32> = (0..n * 30).map(|v| v as f32).collect();

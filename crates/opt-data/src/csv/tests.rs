@@ -418,3 +418,44 @@ fn options_that_do_not_fit_are_errors() {
         );
     }
 }
+
+/// A cell as RFC 4180 writes any text.
+fn quoted(text: &str) -> String {
+    format!("\"{}\"", text.replace('"', "\"\""))
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(256))]
+
+    #[test]
+    fn any_text_in_quotes_is_read_back(
+        rows in prop::collection::vec(("[a-c,;\"\r\n é]{0,6}", 0i64..5), 1..12),
+        gz: bool,
+    ) {
+        // A category is what is not blank.
+        let rows: Vec<(String, i64)> = rows.into_iter().map(|(t, l)| (format!("x{t}"), l)).collect();
+        let text: String = rows.iter().map(|(t, l)| format!(" {} ,{l}\r\n", quoted(t))).collect();
+        let bytes = if gz { gzip(text.as_bytes()) } else { text.into_bytes() };
+        let csv = Csv::new().category(0);
+        let table = csv.read_table_from(&bytes[..], "f.csv").unwrap();
+        let names = table.schema.features[0].categories.as_ref().unwrap();
+        prop_assert!(names.is_sorted());
+        let codes = table.data.fields()[0].to_f64s();
+        for ((text, label), (code, found)) in rows.iter().zip(codes.iter().zip(table.data.labels(1).unwrap())) {
+            prop_assert_eq!(&names[*code as usize], text);
+            prop_assert_eq!(label, found);
+        }
+    }
+
+    #[test]
+    fn a_table_is_read_again_with_its_own_schema(
+        text in "[ab1,\"\n ?]{0,60}",
+    ) {
+        let csv = Csv::new().category(0).label(1).missing(["", "?"]);
+        if let Ok(table) = csv.read_table_from(text.as_bytes(), "f.csv") {
+            let again = csv.schema(table.schema.clone()).read_table_from(text.as_bytes(), "f.csv").unwrap();
+            prop_assert_eq!(again.schema, table.schema);
+            prop_assert_eq!(features(&again.data), features(&table.data));
+        }
+    }
+}
