@@ -33,9 +33,11 @@
 
 #![forbid(unsafe_code)]
 
+mod blocks;
 pub mod criterion;
 mod lottery;
 mod masks;
+mod nm;
 mod retrain;
 mod rewind;
 pub mod schedule;
@@ -43,8 +45,11 @@ mod select;
 pub mod structured;
 mod unstructured;
 
-pub use criterion::{Criterion, Magnitude, Random, ScoreContext, Structures};
+pub use criterion::{
+    BatchNormScale, Criterion, Fpgm, Lamp, Magnitude, Random, ScoreContext, Structures, Taylor,
+};
 pub use lottery::LotteryTicket;
+pub use nm::NmPrune;
 pub use opt_core::{Error, ErrorKind, Result};
 pub use retrain::PruneRetrain;
 pub use rewind::{Reinitialize, Rewind, ShuffleMasks};

@@ -36,8 +36,10 @@ pub(crate) struct Weight {
     pub(crate) value: ValueId,
     /// The axis of the layer's outputs.
     pub(crate) outputs: usize,
-    /// The axis of the layer's inputs, over which it sums.
+    /// The axis of the layer's inputs.
     pub(crate) inputs: usize,
+    /// Whether the layer sums over its inputs; an embedding picks one of them.
+    pub(crate) reduces: bool,
 }
 
 /// The weights of a graph: floating-point variables of rank 2 at least that a convolution, matrix
@@ -81,6 +83,7 @@ pub(crate) fn weights(graph: &Graph) -> Vec<Weight> {
                     value,
                     outputs,
                     inputs,
+                    reduces: !matches!(node.op(), Op::Gather(_)),
                 });
             }
         }
