@@ -258,6 +258,12 @@ impl ChannelPrune {
             };
             kind && names.all(|n| self.patterns.allows(n))
         });
+        if self.kind == Kind::Heads && layers.is_empty() {
+            return Err(Error::new(
+                ErrorKind::NoEffect,
+                "no attention whose heads may go was found",
+            ));
+        }
         let values: Vec<_> = all.iter().map(|w| w.value).collect();
         let scores =
             checked_structure_scores(self.criterion.as_ref(), graph, &layers, &values, cx)?;
