@@ -286,7 +286,8 @@ fn queries_keys_and_values_of_one_product_are_split_first() {
         .attention(heads[0], heads[1], heads[2], None, true)
         .unwrap();
     let y = m.transpose(y, &[0, 2, 1, 3]).unwrap();
-    let y = m.reshape(y, m.type_of(x).shape.clone()).unwrap();
+    let shape = m.type_of(x).shape.clone();
+    let y = m.reshape(y, shape).unwrap();
     let y = m.layer("proj", Linear::new(16), y).unwrap();
     m.output("y", y).unwrap();
     let graph = m.finish().unwrap();

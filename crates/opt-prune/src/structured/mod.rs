@@ -1,14 +1,17 @@
 //! Whole channels, neurons and attention heads, physically removed.
 
+mod budget;
 mod layers;
 mod selection;
+mod target;
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
+pub use budget::Budget;
 use opt_core::pass::{AxisGroup, AxisMap, Needs};
 use opt_core::{Context, Error, ErrorKind, Graph, Pass, Report, Result};
 pub use selection::ChannelSelection;
+use target::{Layer, Target, chosen};
 
 use crate::criterion::{Criterion, Magnitude, checked_structure_scores};
 use crate::select::{Patterns, sparsity_in_range, weights};
@@ -33,8 +36,7 @@ enum Kind {
 /// of its weights' scores, each weight's scores divided by their mean so that layers compare.
 #[derive(Debug, Clone)]
 pub struct ChannelPrune {
-    sparsity: f64,
-    widths: BTreeMap<String, usize>,
+    target: Target,
     criterion: Arc<dyn Criterion>,
     global: bool,
     min_channels: usize,
@@ -42,20 +44,12 @@ pub struct ChannelPrune {
     kind: Kind,
 }
 
-/// The channels of a layer that may go, lowest score first.
-struct Layer {
-    name: String,
-    total: usize,
-    channels: Vec<(f64, AxisGroup)>,
-}
-
 impl ChannelPrune {
     /// Removes a share, in `[0, 1]`, of each layer's channels by L1 magnitude; at least one
     /// stays.
     pub fn new(sparsity: f64) -> ChannelPrune {
         ChannelPrune {
-            sparsity,
-            widths: BTreeMap::new(),
+            target: Target::Share(sparsity),
             criterion: Arc::new(Magnitude::l1()),
             global: false,
             min_channels: 1,
@@ -106,7 +100,32 @@ impl ChannelPrune {
         widths: impl IntoIterator<Item = (N, usize)>,
     ) -> ChannelPrune {
         ChannelPrune {
-            widths: widths.into_iter().map(|(n, w)| (n.into(), w)).collect(),
+            target: Target::Widths(widths.into_iter().map(|(n, w)| (n.into(), w)).collect()),
+            ..ChannelPrune::new(0.0)
+        }
+    }
+
+    /// Prunes until a budget is met and no further: the fewest channels go, lowest scores first,
+    /// in the order that [`ChannelPrune::global`] has, or the same share of each layer without it.
+    ///
+    /// ```
+    /// use opt_core::nn::zoo;
+    /// use opt_core::{Context, Pass};
+    /// use opt_eval::ModelCost;
+    /// use opt_prune::{Budget, ChannelPrune};
+    ///
+    /// # fn main() -> opt_core::Result<()> {
+    /// let model = zoo::lenet5([1, 28, 28], 10, 0)?;
+    /// let prune = ChannelPrune::to_budget(Budget::macs(0.5));
+    /// let (small, _) = prune.apply(model.clone(), &mut Context::new())?;
+    /// let (before, after) = (ModelCost::of_one(&model)?, ModelCost::of_one(&small)?);
+    /// assert!(after.macs * 2 <= before.macs && after.macs * 9 > before.macs * 4);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn to_budget(budget: Budget) -> ChannelPrune {
+        ChannelPrune {
+            target: Target::Budget(budget),
             ..ChannelPrune::new(0.0)
         }
     }
@@ -146,69 +165,38 @@ impl ChannelPrune {
         self
     }
 
+    /// The same with another sparsity.
+    ///
+    /// # Errors
+    /// If this prunes to widths or a budget.
+    pub fn with_sparsity(&self, sparsity: f64) -> Result<ChannelPrune> {
+        match self.target {
+            Target::Share(_) => Ok(ChannelPrune {
+                target: Target::Share(sparsity),
+                ..self.clone()
+            }),
+            _ => Err(Error::unsupported(
+                "channels are pruned to widths or a budget, not by a sparsity",
+            )),
+        }
+    }
+
     /// Chooses what goes, without removing it.
     ///
     /// # Errors
     /// If the sparsity is out of range, a pattern or layer name matches nothing, or the context
     /// lacks what the criterion needs.
     pub fn select(&self, graph: &Graph, cx: &mut Context<'_>) -> Result<ChannelSelection> {
-        sparsity_in_range(self.sparsity)?;
-        let layers = self.layers(graph, cx)?;
-        let mut gone: Vec<usize> = vec![0; layers.len()];
-        if !self.widths.is_empty() {
-            for (name, &width) in &self.widths {
-                let mut matched = false;
-                for (layer, gone) in layers.iter().zip(&mut gone) {
-                    if layer.name.contains(name.as_str()) {
-                        matched = true;
-                        if width == 0 || width > layer.total {
-                            return Err(Error::invalid(format!(
-                                "a width of {width} for {} channels",
-                                layer.total
-                            ))
-                            .at(layer.name.clone()));
-                        }
-                        *gone = self.bounded(layer, layer.total - width);
-                        if *gone < layer.total - width {
-                            return Err(Error::invalid(format!(
-                                "only {} of {} channels may go: an op or output holds the others",
-                                layer.channels.len(),
-                                layer.total
-                            ))
-                            .at(layer.name.clone()));
-                        }
-                    }
-                }
-                if !matched {
-                    return Err(Error::new(
-                        ErrorKind::NoEffect,
-                        format!("no layer whose channels may go is named `{name}`"),
-                    ));
-                }
-            }
-        } else if self.global {
-            let mut order: Vec<(f64, usize)> = layers
-                .iter()
-                .enumerate()
-                .flat_map(|(l, layer)| layer.channels.iter().map(move |(s, _)| (*s, l)))
-                .collect();
-            order.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
-            let count = (self.sparsity * order.len() as f64).round() as usize;
-            for &(_, l) in &order[..count] {
-                gone[l] = self.bounded(&layers[l], gone[l] + 1);
-            }
-        } else {
-            for (layer, gone) in layers.iter().zip(&mut gone) {
-                let count = (self.sparsity * layer.channels.len() as f64).round() as usize;
-                *gone = self.bounded(layer, count);
-            }
+        if let Target::Share(sparsity) = self.target {
+            sparsity_in_range(sparsity)?;
         }
-        let groups = layers
-            .into_iter()
-            .zip(gone)
-            .flat_map(|(layer, gone)| layer.channels.into_iter().take(gone).map(|(_, g)| g))
-            .collect();
-        Ok(ChannelSelection { groups })
+        let layers = self.layers(graph, cx)?;
+        let gone = match &self.target {
+            Target::Share(sparsity) => self.lowest(&layers, *sparsity),
+            Target::Widths(widths) => self.down_to(&layers, widths)?,
+            Target::Budget(budget) => self.within(&layers, budget, graph, cx)?,
+        };
+        Ok(chosen(&layers, &gone))
     }
 
     /// Which indices of each value would stay: what [`shrink`](opt_core::pass::shrink) takes, and
@@ -236,12 +224,6 @@ impl ChannelPrune {
     /// As [`ChannelPrune::select`].
     pub fn plan(&self, graph: &Graph, cx: &mut Context<'_>) -> Result<AxisMap> {
         self.select(graph, cx)?.axis_map(graph)
-    }
-
-    /// A number of channels to remove, bounded by what may go and by what must stay.
-    fn bounded(&self, layer: &Layer, count: usize) -> usize {
-        let most = layer.total.saturating_sub(self.min_channels);
-        count.min(layer.channels.len()).min(most)
     }
 
     fn layers(&self, graph: &Graph, cx: &mut Context<'_>) -> Result<Vec<Layer>> {
@@ -287,15 +269,29 @@ impl Pass for ChannelPrune {
     }
 
     fn config(&self) -> String {
-        let mut out = format!("sparsity = {:?}\nglobal = {}\n", self.sparsity, self.global);
-        for (name, width) in &self.widths {
-            out += &format!("widths.{name:?} = {width}\n");
+        let mut out = match &self.target {
+            Target::Share(sparsity) => format!("sparsity = {sparsity:?}\n"),
+            Target::Budget(budget) => format!("budget = {:?}\n", budget.to_string()),
+            Target::Widths(widths) => widths
+                .iter()
+                .map(|(name, width)| format!("widths.{name:?} = {width}\n"))
+                .collect(),
+        };
+        out += &format!("global = {}\n", self.global);
+        match self.kind {
+            Kind::All => {}
+            Kind::Heads => out += "structures = \"heads\"\n",
+            Kind::Channels => out += "structures = \"channels\"\n",
         }
         out
     }
 
     fn needs(&self) -> Needs {
-        self.criterion.needs()
+        let mut needs = self.criterion.needs();
+        if let Target::Budget(budget) = &self.target {
+            needs.backend |= budget.needs_backend();
+        }
+        needs
     }
 
     fn apply(&self, graph: Graph, cx: &mut Context<'_>) -> Result<(Graph, Report)> {
