@@ -81,10 +81,14 @@ impl ChannelPrune {
     /// # }
     /// ```
     pub fn heads(sparsity: f64) -> ChannelPrune {
-        ChannelPrune {
-            kind: Kind::Heads,
-            ..ChannelPrune::new(sparsity)
-        }
+        ChannelPrune::new(sparsity).heads_only()
+    }
+
+    /// Treats attention heads only, as [`ChannelPrune::heads`]; for widths and budgets.
+    #[must_use]
+    pub fn heads_only(mut self) -> ChannelPrune {
+        self.kind = Kind::Heads;
+        self
     }
 
     /// Leaves attention heads as they are.
