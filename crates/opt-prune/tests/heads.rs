@@ -295,3 +295,34 @@ fn queries_keys_and_values_of_one_product_are_split_first() {
     assert_eq!(sizes(&small, "qkv.weight"), ["f32[24,16]"]);
     assert_eq!(sizes(&small, "proj.weight"), ["f32[16,8]"]);
 }
+
+/// `[N, L, 3E] -> [N, L, 3, heads, E / heads]`, as vision transformers have it.
+#[test]
+fn queries_keys_and_values_of_one_reshape() {
+    use opt_core::{Dim, Shape, TensorType};
+    let mut m = ModelBuilder::new("vit", 1);
+    let dims = [Dim::from("batch"), "length".into(), 16.into()];
+    let ty = TensorType::new(DType::F32, Shape::new(dims.clone()));
+    let x = m.input("x", ty).unwrap();
+    let y = m.layer("qkv", Linear::new(48), x).unwrap();
+    let [batch, length, _] = dims.clone();
+    let shape = [batch, length, 3.into(), HEADS.into(), 4.into()];
+    let y = m.reshape(y, Shape::new(shape)).unwrap();
+    let y = m.transpose(y, &[2, 0, 3, 1, 4]).unwrap();
+    let parts = m.split(y, 0, &[1, 1, 1]).unwrap();
+    let parts: Vec<ValueId> = parts.iter().map(|&p| m.squeeze(p, &[0]).unwrap()).collect();
+    // Attention spelt out, with the scale on the queries.
+    let q = m.mul_scalar(parts[0], 0.5).unwrap();
+    let scores = m.matmul_t(q, parts[1], false, true).unwrap();
+    let weights = m.softmax(scores, 3).unwrap();
+    let weights = m.dropout(weights, 0.1, 0).unwrap();
+    let y = m.matmul(weights, parts[2]).unwrap();
+    let y = m.transpose(y, &[0, 2, 1, 3]).unwrap();
+    let y = m.reshape(y, Shape::new(dims)).unwrap();
+    let y = m.layer("proj", Linear::new(16), y).unwrap();
+    m.output("y", y).unwrap();
+    let graph = m.finish().unwrap();
+    let small = check(&graph, &ChannelPrune::heads(0.5), &[random(&[2, 5, 16])], 2);
+    assert_eq!(sizes(&small, "qkv.weight"), ["f32[24,16]"]);
+    assert_eq!(sizes(&small, "proj.weight"), ["f32[16,8]"]);
+}
