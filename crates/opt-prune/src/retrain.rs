@@ -6,7 +6,6 @@ use opt_core::pass::{Needs, Preserves};
 use opt_core::{Context, Error, Event, Graph, Pass, Report, Result};
 
 use crate::schedule::SparsitySchedule;
-use crate::select::sparsity_in_range;
 use crate::structured::ChannelPrune;
 use crate::unstructured::UnstructuredPrune;
 
@@ -30,13 +29,7 @@ impl GradualPrune for ChannelPrune {
     /// The channels that are gone are not there to be counted: of those left a share goes that
     /// makes up the difference, rounded a layer.
     fn step(&self, from: f64, to: f64) -> Result<Box<dyn Pass>> {
-        sparsity_in_range(from)?;
-        sparsity_in_range(to)?;
-        let share = match from < 1.0 && to > from {
-            true => (to - from) / (1.0 - from),
-            false => 0.0,
-        };
-        Ok(Box::new(self.with_sparsity(share)?))
+        Ok(Box::new(self.between(from, to)?))
     }
 }
 

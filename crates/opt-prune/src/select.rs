@@ -30,6 +30,21 @@ impl Patterns {
     }
 }
 
+impl Patterns {
+    /// Fails if a pattern that has a share of its own matches no name, or the share is out of
+    /// range.
+    pub(crate) fn shares(shares: &[(String, f64)], names: &[&str]) -> Result<()> {
+        for (pattern, share) in shares {
+            sparsity_in_range(*share).map_err(|e| e.at(pattern.clone()))?;
+        }
+        let patterns = Patterns {
+            include: shares.iter().map(|(p, _)| p.clone()).collect(),
+            exclude: Vec::new(),
+        };
+        patterns.check(names)
+    }
+}
+
 /// A parameter of a layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Weight {

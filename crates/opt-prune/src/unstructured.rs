@@ -162,15 +162,7 @@ impl UnstructuredPrune {
             )));
         }
         self.patterns.check(names)?;
-        let layers = Patterns {
-            include: self.layers.iter().map(|(p, _)| p.clone()).collect(),
-            exclude: Vec::new(),
-        };
-        layers.check(names)?;
-        for (pattern, sparsity) in &self.layers {
-            sparsity_in_range(*sparsity).map_err(|e| e.at(pattern.clone()))?;
-        }
-        Ok(())
+        Patterns::shares(&self.layers, names)
     }
 
     /// Indices of weights that are ranked together, with the sparsity they come to.

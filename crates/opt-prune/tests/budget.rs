@@ -185,6 +185,11 @@ fn channels_go_in_rounds_to_the_same_widths_as_at_once() {
         ]
     );
 
+    // A layer with a share of its own goes in proportion.
+    let (small, _) = run(ChannelPrune::new(0.6).layer("fc1", 0.3), Box::new(linear)).unwrap();
+    assert_eq!(shapes(&small)[..2], [vec![210, 64], vec![40, 210]]);
+    log.lock().unwrap().clear();
+
     let error = run(ChannelPrune::to_budget(Budget::macs(0.5)), Box::new(linear)).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unsupported);
     let bad = run(ChannelPrune::new(0.0), Box::new(Constant(f64::NAN))).unwrap_err();

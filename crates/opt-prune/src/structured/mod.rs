@@ -40,6 +40,9 @@ pub struct ChannelPrune {
     criterion: Arc<dyn Criterion>,
     global: bool,
     min_channels: usize,
+    max_sparsity: f64,
+    round_to: usize,
+    layers: Vec<(String, f64)>,
     patterns: Patterns,
     kind: Kind,
 }
@@ -53,6 +56,9 @@ impl ChannelPrune {
             criterion: Arc::new(Magnitude::l1()),
             global: false,
             min_channels: 1,
+            max_sparsity: 1.0,
+            round_to: 1,
+            layers: Vec::new(),
             patterns: Patterns::default(),
             kind: Kind::All,
         }
@@ -155,6 +161,47 @@ impl ChannelPrune {
         self
     }
 
+    /// Removes at most this share, in `[0, 1]`, of any layer's channels, also where all are ranked
+    /// together or a budget asks for more.
+    #[must_use]
+    pub fn max_sparsity(mut self, sparsity: f64) -> ChannelPrune {
+        self.max_sparsity = sparsity;
+        self
+    }
+
+    /// Keeps a multiple of this many channels of each layer, such as 8 for matrix units: fewer go
+    /// than would without. Heads are not rounded, nor widths that are given.
+    #[must_use]
+    pub fn round_to(mut self, multiple: usize) -> ChannelPrune {
+        self.round_to = multiple;
+        self
+    }
+
+    /// Removes a share of their own of layers whose weights' names contain a pattern; of several
+    /// patterns that match, the one given last holds. Where pruning goes in rounds the share goes
+    /// in proportion, as that of [`UnstructuredPrune::layer`](crate::UnstructuredPrune::layer).
+    ///
+    /// ```
+    /// use opt_core::nn::zoo;
+    /// use opt_core::{Context, Pass};
+    /// use opt_prune::ChannelPrune;
+    ///
+    /// # fn main() -> opt_core::Result<()> {
+    /// let prune = ChannelPrune::new(0.5).layer("fc2", 0.2).round_to(8);
+    /// let model = zoo::lenet_300_100(64, 10, 0)?;
+    /// let (small, _) = prune.apply(model, &mut Context::new())?;
+    /// let shape = |name| small.find(name).map(|w| small.type_of(w).to_string());
+    /// assert_eq!(shape("fc1.weight")?, "f32[152,64]");
+    /// assert_eq!(shape("fc2.weight")?, "f32[80,152]");
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn layer(mut self, pattern: impl Into<String>, sparsity: f64) -> ChannelPrune {
+        self.layers.push((pattern.into(), sparsity));
+        self
+    }
+
     /// Leaves out layers whose weights' names contain the pattern.
     #[must_use]
     pub fn exclude(mut self, pattern: impl Into<String>) -> ChannelPrune {
@@ -169,20 +216,45 @@ impl ChannelPrune {
         self
     }
 
-    /// The same with another sparsity.
-    ///
-    /// # Errors
-    /// If this prunes to widths or a budget.
-    pub fn with_sparsity(&self, sparsity: f64) -> Result<ChannelPrune> {
-        match self.target {
-            Target::Share(_) => Ok(ChannelPrune {
-                target: Target::Share(sparsity),
-                ..self.clone()
-            }),
-            _ => Err(Error::unsupported(
+    /// The pass that goes on from one share of the channels removed to another.
+    pub(crate) fn between(&self, from: f64, to: f64) -> Result<ChannelPrune> {
+        sparsity_in_range(from)?;
+        sparsity_in_range(to)?;
+        let Target::Share(last) = self.target else {
+            return Err(Error::unsupported(
                 "channels are pruned to widths or a budget, not by a sparsity",
-            )),
+            ));
+        };
+        // Of what is left, since what is gone is not there to be counted.
+        let share = |from: f64, to: f64| match from < 1.0 && to > from {
+            true => (to - from) / (1.0 - from),
+            false => 0.0,
+        };
+        let mut out = self.clone();
+        out.target = Target::Share(share(from, to));
+        for (_, own) in &mut out.layers {
+            let at = |sparsity: f64| match (sparsity > 0.0, last > 0.0) {
+                (false, _) => 0.0,
+                (true, true) => *own * sparsity / last,
+                (true, false) => *own,
+            };
+            *own = share(at(from), at(to));
         }
+        Ok(out)
+    }
+
+    /// Fails if an option is out of its range, or a pattern matches none of the names.
+    fn check(&self, names: &[&str]) -> Result<()> {
+        if let Target::Share(sparsity) = self.target {
+            sparsity_in_range(sparsity)?;
+        }
+        let max = |e: Error| e.at("max_sparsity");
+        sparsity_in_range(self.max_sparsity).map_err(max)?;
+        if self.round_to == 0 {
+            return Err(Error::invalid("channels rounded to multiples of 0"));
+        }
+        self.patterns.check(names)?;
+        Patterns::shares(&self.layers, names)
     }
 
     /// Chooses what goes, without removing it.
@@ -191,9 +263,6 @@ impl ChannelPrune {
     /// If the sparsity is out of range, a pattern or layer name matches nothing, or the context
     /// lacks what the criterion needs.
     pub fn select(&self, graph: &Graph, cx: &mut Context<'_>) -> Result<ChannelSelection> {
-        if let Target::Share(sparsity) = self.target {
-            sparsity_in_range(sparsity)?;
-        }
         let layers = self.layers(graph, cx)?;
         let gone = match &self.target {
             Target::Share(sparsity) => self.lowest(&layers, *sparsity),
@@ -233,7 +302,7 @@ impl ChannelPrune {
     fn layers(&self, graph: &Graph, cx: &mut Context<'_>) -> Result<Vec<Layer>> {
         let all = weights(graph);
         let names: Vec<&str> = all.iter().map(|w| graph.value(w.value).name()).collect();
-        self.patterns.check(&names)?;
+        self.check(&names)?;
         let mut layers = layers::layers(graph, &all)?;
         layers.retain(|layer| {
             let mut names = layer.weights.iter().map(|(v, _)| graph.value(*v).name());
@@ -260,6 +329,7 @@ impl ChannelPrune {
             Layer {
                 name: layer.layer,
                 total: layer.total,
+                heads: layer.heads,
                 channels,
             }
         });
@@ -282,6 +352,16 @@ impl Pass for ChannelPrune {
                 .collect(),
         };
         out += &format!("global = {}\n", self.global);
+        out += &format!("min_channels = {}\n", self.min_channels);
+        if self.max_sparsity != 1.0 {
+            out += &format!("max_sparsity = {:?}\n", self.max_sparsity);
+        }
+        if self.round_to != 1 {
+            out += &format!("round_to = {}\n", self.round_to);
+        }
+        for (pattern, sparsity) in &self.layers {
+            out += &format!("layer.{pattern:?} = {sparsity:?}\n");
+        }
         match self.kind {
             Kind::All => {}
             Kind::Heads => out += "structures = \"heads\"\n",

@@ -22,6 +22,7 @@ pub(super) enum Target {
 pub(super) struct Layer {
     pub(super) name: String,
     pub(super) total: usize,
+    pub(super) heads: bool,
     pub(super) channels: Vec<(f64, AxisGroup)>,
 }
 
@@ -43,24 +44,48 @@ impl ChannelPrune {
         count.min(layer.channels.len()).min(most)
     }
 
+    /// The same with the limits that hold where numbers of channels are not given.
+    fn limited(&self, layer: &Layer, count: usize) -> usize {
+        // A hair more, so that 0.7 of 10 is 7.
+        let most = (self.max_sparsity * layer.total as f64 + 1e-9) as usize;
+        let count = self.bounded(layer, count.min(most));
+        if layer.heads || self.round_to <= 1 {
+            return count;
+        }
+        let kept = (layer.total - count).next_multiple_of(self.round_to);
+        layer.total.saturating_sub(kept)
+    }
+
+    /// The share of a layer that goes whatever the others lose.
+    fn own_share(&self, layer: &Layer) -> Option<f64> {
+        let mut own = self.layers.iter().rev();
+        own.find(|(p, _)| layer.name.contains(p.as_str()))
+            .map(|(_, s)| *s)
+    }
+
     /// How many of each layer are among the lowest share.
     pub(super) fn lowest(&self, layers: &[Layer], share: f64) -> Vec<usize> {
-        let count = |channels: usize| (share * channels as f64).round() as usize;
-        if !self.global {
-            let of_layer = |l: &Layer| self.bounded(l, count(l.channels.len()));
-            return layers.iter().map(of_layer).collect();
-        }
-        let mut order: Vec<(f64, usize)> = layers
+        let count = |channels: usize, share: f64| (share * channels as f64).round() as usize;
+        let mut gone: Vec<usize> = layers
             .iter()
-            .enumerate()
-            .flat_map(|(l, layer)| layer.channels.iter().map(move |(s, _)| (*s, l)))
+            .map(|l| {
+                let together = if self.global { 0.0 } else { share };
+                count(l.channels.len(), self.own_share(l).unwrap_or(together))
+            })
             .collect();
-        order.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
-        let mut gone = vec![0; layers.len()];
-        for &(_, l) in &order[..count(order.len())] {
-            gone[l] = self.bounded(&layers[l], gone[l] + 1);
+        if self.global {
+            let ranked = layers.iter().enumerate();
+            let mut order: Vec<(f64, usize)> = ranked
+                .filter(|(_, layer)| self.own_share(layer).is_none())
+                .flat_map(|(l, layer)| layer.channels.iter().map(move |(s, _)| (*s, l)))
+                .collect();
+            order.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
+            for &(_, l) in &order[..count(order.len(), share)] {
+                gone[l] += 1;
+            }
         }
-        gone
+        let limits = layers.iter().zip(gone);
+        limits.map(|(l, count)| self.limited(l, count)).collect()
     }
 
     /// How many of each layer go so that those named keep a number.
