@@ -12,7 +12,15 @@ pub(crate) struct Patterns {
 
 impl Patterns {
     pub(crate) fn allows(&self, name: &str) -> bool {
-        let hit = |list: &[String]| list.iter().any(|p| name.contains(p.as_str()));
+        self.allow_all(&[name])
+    }
+
+    /// Whether things that go together are treated: one of them is included, none left out.
+    pub(crate) fn allow_all(&self, names: &[&str]) -> bool {
+        let hit = |list: &[String]| {
+            let mut names = names.iter();
+            names.any(|name| list.iter().any(|p| name.contains(p.as_str())))
+        };
         (self.include.is_empty() || hit(&self.include)) && !hit(&self.exclude)
     }
 

@@ -88,6 +88,11 @@ fn heads_go_through_all_four_projections() {
         assert_eq!(sizes(&small, "out_proj.weight"), ["f32[16,12]"; 2]);
         assert_eq!(sizes(&small, "v_proj.bias"), ["f32[12]"; 2]);
         assert_eq!(sizes(&small, "linear1.weight"), ["f32[24,16]"; 2]);
+        // One of the projections names all four.
+        let one = ChannelPrune::heads(0.5).include("layers.0.self_attn.k_proj");
+        check(&graph, &one, std::slice::from_ref(&x), 2);
+        let other = ChannelPrune::heads(0.5).exclude("layers.0.self_attn.k_proj");
+        check(&graph, &other, std::slice::from_ref(&x), 2);
         let random = ChannelPrune::heads(0.5).criterion(Random);
         check(&graph, &random, std::slice::from_ref(&x), 4);
         let all = ChannelPrune::heads(1.0).min_channels(2);
@@ -325,4 +330,37 @@ fn queries_keys_and_values_of_one_reshape() {
     let small = check(&graph, &ChannelPrune::heads(0.5), &[random(&[2, 5, 16])], 2);
     assert_eq!(sizes(&small, "qkv.weight"), ["f32[24,16]"]);
     assert_eq!(sizes(&small, "proj.weight"), ["f32[16,8]"]);
+}
+
+/// `[L, 1, 3E] -> [L, 1, 3, E] -> 3 times [L, heads, E / heads]`, as PyTorch's
+/// `MultiheadAttention` has it for one example.
+#[test]
+fn queries_keys_and_values_as_pytorch_has_them_for_one_example() {
+    let mut m = ModelBuilder::new("mha", 1);
+    let ty = opt_core::TensorType::new(DType::F32, [5, 1, 16]);
+    let x = m.input("x", ty).unwrap();
+    let y = m.layer("in_proj", Linear::new(48), x).unwrap();
+    let y = m.reshape(y, [5, 1, 3, 16]).unwrap();
+    let y = m.unsqueeze(y, &[0]).unwrap();
+    let y = m.transpose(y, &[3, 1, 2, 0, 4]).unwrap();
+    let y = m.squeeze(y, &[3]).unwrap();
+    let heads: Vec<ValueId> = (0..3)
+        .map(|i| {
+            let part = m.slice(y, 0, i, i + 1).unwrap();
+            let part = m.reshape(part, [5, HEADS, 4]).unwrap();
+            let part = m.transpose(part, &[1, 0, 2]).unwrap();
+            m.reshape(part, [1, HEADS, 5, 4]).unwrap()
+        })
+        .collect();
+    let y = m
+        .attention(heads[0], heads[1], heads[2], None, false)
+        .unwrap();
+    let y = m.transpose(y, &[2, 0, 1, 3]).unwrap();
+    let y = m.reshape(y, [5, 16]).unwrap();
+    let y = m.layer("out_proj", Linear::new(16), y).unwrap();
+    m.output("y", y).unwrap();
+    let graph = m.finish().unwrap();
+    let small = check(&graph, &ChannelPrune::heads(0.5), &[random(&[5, 1, 16])], 2);
+    assert_eq!(sizes(&small, "in_proj.weight"), ["f32[24,16]"]);
+    assert_eq!(sizes(&small, "out_proj.weight"), ["f32[16,8]"]);
 }

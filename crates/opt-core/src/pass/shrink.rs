@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use crate::ops::{AxisRules, IndexMap, Port, ShrinkCx};
 use crate::{
-    Dim, Error, ErrorKind, Fact, Graph, Result, ResultExt, Tensor, TensorType, ValueId, ValueKind,
+    Dim, Error, ErrorKind, Fact, Graph, Node, Result, ResultExt, Tensor, TensorType, ValueId,
+    ValueKind,
 };
 
 /// Entries of axes that live and die together: a set of (value, axis, index).
@@ -17,8 +18,9 @@ pub struct AxisGroup {
 }
 
 /// The groups of coupled entries of a graph: a union-find over (value, axis, index) along the
-/// links that the ops declare ([`OpRules::axes`](crate::ops::OpRules::axes)); of an op's
-/// [alternatives](crate::ops::OpRules::axes_alternatives) those that leave most entries free.
+/// links that the ops declare ([`OpRules::axes`](crate::ops::OpRules::axes)); where
+/// nothing may go by those, along its
+/// [alternatives](crate::ops::OpRules::axes_alternatives).
 #[derive(Debug, Clone)]
 pub struct AxisGroups {
     groups: Vec<AxisGroup>,
@@ -120,6 +122,23 @@ impl Places {
         union
     }
 
+    /// Whether any entry may go of the axes that a node splits or merges.
+    fn may_go(&self, union: &mut Union, node: &Node, rules: &AxisRules) -> bool {
+        let merged = rules.links.iter();
+        let mut merged = merged.filter(|l| matches!(l.map, IndexMap::Merge { .. }));
+        merged.any(|link| {
+            let place = match link.a {
+                (Port::Input(i), axis) => (node.inputs()[i], axis),
+                (Port::Output(o), axis) => (node.outputs()[o], axis),
+            };
+            let (at, size) = self.start.get(&place).copied().unwrap_or_default();
+            (at..at + size as u32).any(|i| {
+                let root = union.find(i);
+                !union.blocked[root as usize]
+            })
+        })
+    }
+
     fn join(&self, union: &mut Union, a: (ValueId, usize), b: (ValueId, usize), map: IndexMap) {
         let (Some(&(at, n)), Some(&(to, m))) = (self.start.get(&a), self.start.get(&b)) else {
             // A symbolic side: nothing of the other may go.
@@ -173,12 +192,15 @@ impl AxisGroups {
             let of_op = node.op().rules();
             let others = of_op.axes_alternatives(&inputs, &outputs);
             if !others.is_empty() {
-                choices.push((rules.len(), others));
+                choices.push((rules.len(), node, others));
             }
             rules.push(of_op.axes(&inputs, &outputs));
         }
         let mut union = places.union(graph, &rules);
-        for (at, others) in choices {
+        for (at, node, others) in choices {
+            if places.may_go(&mut union, node, &rules[at]) {
+                continue;
+            }
             for other in others {
                 let before = std::mem::replace(&mut rules[at], other);
                 let mut found = places.union(graph, &rules);

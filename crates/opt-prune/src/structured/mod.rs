@@ -202,14 +202,15 @@ impl ChannelPrune {
         self
     }
 
-    /// Leaves out layers whose weights' names contain the pattern.
+    /// Leaves out layers of which a weight's name contains the pattern.
     #[must_use]
     pub fn exclude(mut self, pattern: impl Into<String>) -> ChannelPrune {
         self.patterns.exclude.push(pattern.into());
         self
     }
 
-    /// Treats only layers whose weights' names contain one of the included patterns.
+    /// Treats only layers of which a weight's name contains one of the included patterns: layers
+    /// that residual sums couple, and the projections of attention, go together.
     #[must_use]
     pub fn include(mut self, pattern: impl Into<String>) -> ChannelPrune {
         self.patterns.include.push(pattern.into());
@@ -305,13 +306,14 @@ impl ChannelPrune {
         self.check(&names)?;
         let mut layers = layers::layers(graph, &all)?;
         layers.retain(|layer| {
-            let mut names = layer.weights.iter().map(|(v, _)| graph.value(*v).name());
+            let names = layer.weights.iter().map(|(v, _)| graph.value(*v).name());
+            let names: Vec<&str> = names.collect();
             let kind = match self.kind {
                 Kind::All => true,
                 Kind::Heads => layer.heads,
                 Kind::Channels => !layer.heads,
             };
-            kind && names.all(|n| self.patterns.allows(n))
+            kind && self.patterns.allow_all(&names)
         });
         if self.kind == Kind::Heads && layers.is_empty() {
             return Err(Error::new(
