@@ -1,9 +1,11 @@
 //! Batches of a data set.
 
 use std::ops::Range;
+use std::thread::Scope;
 
 use opt_core::random::Philox;
 
+use crate::prefetch::Prefetch;
 use crate::{Dataset, Error, ErrorKind, Result, Tensor};
 
 /// The batches of one epoch: an iterator over the fields of [`Dataset::batch`].
@@ -98,6 +100,41 @@ impl<'a> Batches<'a> {
         } else {
             self.data.len().div_ceil(self.batch_size)
         }
+    }
+
+    /// The same batches in the same order, read by a thread of their own while the caller works on
+    /// earlier ones: up to `ahead` batches are in memory that the caller has not taken.
+    ///
+    /// The thread lives in a [scope](std::thread::scope), because it borrows the data set, and ends
+    /// when the iterator is dropped.
+    ///
+    /// ```
+    /// use opt_data::{Batches, digits};
+    ///
+    /// let train = digits()?.train;
+    /// let seen = std::thread::scope(|scope| -> opt_data::Result<usize> {
+    ///     let mut seen = 0;
+    ///     for batch in Batches::new(&train, 64)?.shuffled(0, 3).prefetch(2, scope)? {
+    ///         seen += batch?[1].len();
+    ///     }
+    ///     Ok(seen)
+    /// })?;
+    /// assert_eq!(seen, 1437);
+    /// # Ok::<(), opt_core::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidArgument`] if `ahead` is 0; [`ErrorKind::Io`] if the system has no
+    /// thread to give.
+    pub fn prefetch<'scope>(
+        self,
+        ahead: usize,
+        scope: &'scope Scope<'scope, '_>,
+    ) -> Result<Prefetch<'scope>>
+    where
+        'a: 'scope,
+    {
+        Prefetch::start(self, ahead, scope)
     }
 
     fn range(&self, batch: usize) -> Range<usize> {

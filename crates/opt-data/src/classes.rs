@@ -1,6 +1,8 @@
 //! Class labels of a data set: reading, counting, weighing.
 
-use crate::{Dataset, Error, ErrorKind, Result, ResultExt};
+use opt_core::DType;
+
+use crate::{Dataset, Error, ErrorKind, Result, ResultExt, Tensor};
 
 /// The labels of a field, one `i64` an example, whatever the kind of data set.
 ///
@@ -101,10 +103,47 @@ pub fn balanced_class_weights(
     Ok(counts.iter().map(weight).collect())
 }
 
+/// Class labels as probabilities: `i64` `[N]` to `f32` `[N, classes]` with a 1 in the place of the
+/// class and 0 elsewhere, for losses that take soft targets.
+///
+/// ```
+/// use opt_core::Tensor;
+/// use opt_data::one_hot;
+///
+/// let labels = Tensor::new([2], [2i64, 0])?;
+/// assert_eq!(one_hot(&labels, 3)?.to_f64s(), [0.0, 0.0, 1.0, 1.0, 0.0, 0.0]);
+/// # Ok::<(), opt_core::Error>(())
+/// ```
+///
+/// # Errors
+/// [`ErrorKind::Shape`] or [`ErrorKind::DType`] if the labels are not `i64` `[N]`;
+/// [`ErrorKind::Data`] if one is not in `0..classes`, with its row in the path.
+pub fn one_hot(labels: &Tensor, classes: usize) -> Result<Tensor> {
+    let &[n] = labels.shape() else {
+        return Err(Error::shape(format!(
+            "expected labels of shape [N], found {:?}",
+            labels.shape()
+        )));
+    };
+    let labels = labels.to_vec::<i64>()?;
+    let mut out = Tensor::zeros(DType::F32, [n, classes])?;
+    let probabilities = out.as_slice_mut::<f32>()?;
+    for (i, label) in labels.into_iter().enumerate() {
+        match usize::try_from(label) {
+            Ok(label) if label < classes => probabilities[i * classes + label] = 1.0,
+            _ => {
+                let message = format!("label {label} is not in 0..{classes}");
+                return Err(Error::new(ErrorKind::Data, message).at(format!("row {i}")));
+            }
+        }
+    }
+    Ok(out)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Tensor, TensorDataset};
+    use crate::TensorDataset;
 
     fn data(labels: &[i64]) -> TensorDataset {
         TensorDataset::new(vec![Tensor::new([labels.len()], labels).unwrap()]).unwrap()
@@ -139,6 +178,15 @@ mod tests {
         let float = TensorDataset::new(vec![Tensor::new([1], [0f32]).unwrap()]).unwrap();
         let error = class_labels(&float, 0).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::DType);
+        for (bad, classes) in [(-1i64, 3), (3, 3), (0, 0)] {
+            let error = one_hot(&Tensor::new([1], [bad]).unwrap(), classes).unwrap_err();
+            assert_eq!(
+                error.to_string(),
+                format!("row 0: label {bad} is not in 0..{classes}")
+            );
+        }
+        assert!(one_hot(&Tensor::new([1, 1], [0i64]).unwrap(), 2).is_err());
+        assert!(one_hot(&Tensor::new([1], [0f32]).unwrap(), 2).is_err());
         let wide = TensorDataset::new(vec![Tensor::new([1, 2], [0i64, 1]).unwrap()]).unwrap();
         assert_eq!(class_labels(&wide, 0).unwrap_err().kind(), ErrorKind::Shape);
     }

@@ -21,35 +21,56 @@
 //! ```
 //!
 //! A [`Dataset`] is a list of examples; an example is a list of tensors, the inputs of a model in
-//! their order, then the targets. [`TensorDataset`] holds examples in memory, [`Csv`] reads them,
-//! [`npz`] reads and writes numpy's arrays, [`Subset`] and [`split`] take parts, [`Batches`]
-//! iterates, a [`Transform`] is fitted on the training part and applied to any part, and an
-//! [`Augment`] changes training batches at random. Everything random is a function of an explicit
-//! seed and a counter.
+//! their order, then the targets. Everything random is a function of an explicit seed and a
+//! counter.
+//!
+//! | what | where |
+//! | --- | --- |
+//! | examples in memory, parts of them | [`TensorDataset`], [`Subset`], [`split`], [`split_stratified`] |
+//! | files | [`Csv`], [`npz`], [`mnist`] and [`idx`], [`cifar10`] and [`cifar100`]; the embedded [`digits`](fn@digits) |
+//! | iteration | [`Batches`], read ahead with [`Batches::prefetch`] |
+//! | cross-validation | [`KFold`], [`StratifiedKFold`] |
+//! | classes | [`class_counts`], [`balanced_class_weights`], [`one_hot`] |
+//! | transforms, fitted on the training part and applied to any part | [`transform`]: scaling, missing values, outliers, encoding, feature selection, [`Pca`], and [`TransformPipeline`] |
+//! | random changes of training batches | [`augment`](mod@augment): shifts, rotations, flips, crops, noise, [`Cutout`], [`MixUp`], [`CutMix`] |
 
 #![forbid(unsafe_code)]
 
 pub mod augment;
 mod batches;
+mod blocks;
+pub mod cifar;
 mod classes;
 mod csv;
 mod digits;
 mod fold;
+pub mod idx;
 pub mod npz;
+mod prefetch;
+mod source;
 mod subset;
 mod tensor_dataset;
 pub mod transform;
 
-pub use crate::csv::Csv;
-pub use augment::{Augment, Chain, GaussianNoise, RandomAffine, RandomRotation, RandomShift};
+pub use crate::csv::{Column, ColumnRef, Csv, Schema, Table};
+pub use augment::{
+    Augment, Chain, CutMix, Cutout, GaussianNoise, MixUp, RandomAffine, RandomCrop,
+    RandomHorizontalFlip, RandomRotation, RandomShift, RandomVerticalFlip,
+};
 pub use batches::Batches;
-pub use classes::{balanced_class_weights, class_counts, class_labels};
+pub use cifar::{CifarLabel, cifar10, cifar100};
+pub use classes::{balanced_class_weights, class_counts, class_labels, one_hot};
 pub use digits::{TrainTest, digits};
 pub use fold::{Fold, KFold, StratifiedKFold};
+pub use idx::mnist;
 pub use opt_core::data::Dataset;
 pub use opt_core::{Error, ErrorKind, Result};
+pub use prefetch::Prefetch;
 pub use subset::{Subset, split, split_every, split_stratified};
 pub use tensor_dataset::TensorDataset;
-pub use transform::{Mapped, MinMax, Per, Scale, Standardize, Transform};
+pub use transform::{
+    Fill, FittedPipeline, Imputer, Keep, LabelEncoder, Mapped, MinMax, OneHot, Ordinal, Outliers,
+    Pca, Per, Robust, Scale, Score, SelectKBest, Standardize, Transform, TransformPipeline,
+};
 
 pub(crate) use opt_core::{ResultExt, Tensor};

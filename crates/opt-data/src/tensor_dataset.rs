@@ -8,7 +8,8 @@ use opt_core::DType;
 ///
 /// Fields are the inputs of a model in their order, then the targets; a class label is an `i64`
 /// tensor `[N]`. Floating-point fields hold finite values only: that is checked once, here, so
-/// that no training run meets a NaN of the data.
+/// that no training run meets a NaN of the data. Tables with gaps are the exception:
+/// [`TensorDataset::with_missing`].
 ///
 /// ```
 /// use opt_core::Tensor;
@@ -27,6 +28,8 @@ use opt_core::DType;
 pub struct TensorDataset {
     fields: Vec<Tensor>,
     len: usize,
+    /// Whether there are NaNs, which stand for missing values.
+    missing: bool,
 }
 
 impl TensorDataset {
@@ -37,6 +40,33 @@ impl TensorDataset {
     /// [`ErrorKind::Data`] if there are no fields or examples, or a value is NaN or infinite (the
     /// path names the field and the row).
     pub fn new(fields: Vec<Tensor>) -> Result<TensorDataset> {
+        TensorDataset::checked(fields, false)
+    }
+
+    /// A data set from its fields, in which NaN stands for a missing value. Fill them
+    /// ([`Imputer`](crate::Imputer)) before training: a network has no use for them.
+    ///
+    /// ```
+    /// use opt_core::Tensor;
+    /// use opt_data::{Fill, Imputer, TensorDataset};
+    ///
+    /// let x = Tensor::new([3, 1], [1f32, f32::NAN, 3.0])?;
+    /// let data = TensorDataset::with_missing(vec![x])?;
+    /// assert!(data.has_missing());
+    /// let filled = data.map(0, &Imputer::fit(&data, 0, Fill::Mean)?)?;
+    /// assert_eq!(filled.fields()[0].to_f64s(), [1.0, 2.0, 3.0]);
+    /// assert!(!filled.has_missing());
+    /// # Ok::<(), opt_core::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`TensorDataset::new`], but for NaN.
+    pub fn with_missing(fields: Vec<Tensor>) -> Result<TensorDataset> {
+        TensorDataset::checked(fields, true)
+    }
+
+    fn checked(fields: Vec<Tensor>, allow_missing: bool) -> Result<TensorDataset> {
+        let mut missing = false;
         let first = fields
             .first()
             .ok_or_else(|| Error::new(ErrorKind::Data, "a data set without fields"))?;
@@ -52,14 +82,23 @@ impl TensorDataset {
                     let message = format!("expected {len} examples as in field 0, found {n}");
                     return Err(Error::shape(message).at(place()));
                 }
-                Some(_) => check_finite(field).at(place)?,
+                Some(_) => missing |= has_nan(field, allow_missing).at(place)?,
             }
         }
         if len == 0 {
             return Err(Error::new(ErrorKind::Data, "a data set without examples"));
         }
         let fields = fields.iter().map(Tensor::contiguous).collect();
-        Ok(TensorDataset { fields, len })
+        Ok(TensorDataset {
+            fields,
+            len,
+            missing,
+        })
+    }
+
+    /// Whether values are missing (NaN), which [`TensorDataset::with_missing`] allows.
+    pub fn has_missing(&self) -> bool {
+        self.missing
     }
 
     /// The fields, examples along their first axes.
@@ -137,44 +176,51 @@ impl TensorDataset {
         if indices.is_empty() {
             return Err(Error::new(ErrorKind::Data, "a data set without examples"));
         }
-        Ok(TensorDataset {
-            fields: self.batch(indices)?,
-            len: indices.len(),
-        })
+        TensorDataset::checked(self.batch(indices)?, self.missing)
     }
 
     /// The data set with a transform applied to a field.
     ///
     /// # Errors
     /// If there is no such field, the transform does not take it, or what it gives is no valid
-    /// field ([`TensorDataset::new`]).
+    /// field ([`TensorDataset::new`]; values that are missing may stay so).
     pub fn map(&self, field: usize, transform: &dyn Transform) -> Result<TensorDataset> {
         let new = transform
             .apply(self.field(field)?)
             .at(|| format!("field {field}"))?;
         let mut fields = self.fields.clone();
         fields[field] = new;
-        TensorDataset::new(fields)
+        TensorDataset::checked(fields, self.missing)
     }
 }
 
-/// Fails at the first row that holds a NaN or an infinity.
-fn check_finite(field: &Tensor) -> Result<()> {
+/// Whether a field holds a NaN; fails at the first row with an infinity or, unless they are
+/// allowed, a NaN.
+fn has_nan(field: &Tensor, allowed: bool) -> Result<bool> {
     if !field.dtype().is_float() || field.is_empty() {
-        return Ok(());
+        return Ok(false);
     }
     let width = field.len() / field.shape()[0];
+    let mut nan = false;
+    let mut bad = |v: f64| {
+        nan |= v.is_nan();
+        !(v.is_finite() || allowed && v.is_nan())
+    };
     let bad = if field.dtype() == DType::F32 {
         let field = field.contiguous();
-        field.as_slice::<f32>()?.iter().position(|v| !v.is_finite())
+        let values = field.as_slice::<f32>()?;
+        values.iter().position(|&v| bad(f64::from(v)))
     } else {
-        field.to_f64s().iter().position(|v| !v.is_finite())
+        field.to_f64s().into_iter().position(bad)
     };
     match bad {
-        None => Ok(()),
+        None => Ok(nan),
         Some(at) => Err(Error::new(
             ErrorKind::Data,
-            format!("element {} is NaN or infinite", at % width),
+            match allowed {
+                true => format!("element {} is infinite", at % width),
+                false => format!("element {} is NaN or infinite", at % width),
+            },
         )
         .at(format!("row {}", at / width))),
     }
@@ -268,6 +314,18 @@ mod tests {
             let error = TensorDataset::new(fields).unwrap_err();
             assert_eq!((error.kind(), error.to_string()), (kind, message.into()));
         }
+    }
+
+    #[test]
+    fn missing_values_are_allowed_where_asked_for() {
+        let x = Tensor::new([3, 2], [0f32, 1., f32::NAN, 3., 4., 5.]).unwrap();
+        let data = TensorDataset::with_missing(vec![x]).unwrap();
+        assert!(data.has_missing());
+        assert!(data.select(&[1, 0]).unwrap().has_missing());
+        assert!(!data.select(&[2, 0]).unwrap().has_missing());
+        let infinite = Tensor::new([1, 2], [0f32, f32::INFINITY]).unwrap();
+        let error = TensorDataset::with_missing(vec![infinite]).unwrap_err();
+        assert_eq!(error.to_string(), "field 0: row 0: element 1 is infinite");
     }
 
     #[test]

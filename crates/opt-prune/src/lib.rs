@@ -33,9 +33,12 @@
 
 #![forbid(unsafe_code)]
 
+mod blocks;
 pub mod criterion;
 mod lottery;
 mod masks;
+mod nm;
+mod report;
 mod retrain;
 mod rewind;
 pub mod schedule;
@@ -43,11 +46,15 @@ mod select;
 pub mod structured;
 mod unstructured;
 
-pub use criterion::{Criterion, Magnitude, Random, ScoreContext, Structures};
+pub use criterion::{
+    BatchNormScale, Criterion, Fpgm, Lamp, Magnitude, Random, ScoreContext, Structures, Taylor,
+};
 pub use lottery::LotteryTicket;
+pub use nm::NmPrune;
 pub use opt_core::{Error, ErrorKind, Result};
-pub use retrain::PruneRetrain;
+pub use report::{LayerRow, PruneReport};
+pub use retrain::{GradualPrune, PruneRetrain};
 pub use rewind::{Reinitialize, Rewind, ShuffleMasks};
 pub use schedule::{Between, Constant, Geometric, PolynomialDecay, SparsitySchedule};
-pub use structured::{ChannelPrune, ChannelSelection};
+pub use structured::{Budget, ChannelPrune, ChannelSelection};
 pub use unstructured::{Scope, UnstructuredPrune};

@@ -12,7 +12,15 @@ pub(crate) struct Patterns {
 
 impl Patterns {
     pub(crate) fn allows(&self, name: &str) -> bool {
-        let hit = |list: &[String]| list.iter().any(|p| name.contains(p.as_str()));
+        self.allow_all(&[name])
+    }
+
+    /// Whether things that go together are treated: one of them is included, none left out.
+    pub(crate) fn allow_all(&self, names: &[&str]) -> bool {
+        let hit = |list: &[String]| {
+            let mut names = names.iter();
+            names.any(|name| list.iter().any(|p| name.contains(p.as_str())))
+        };
         (self.include.is_empty() || hit(&self.include)) && !hit(&self.exclude)
     }
 
@@ -30,14 +38,31 @@ impl Patterns {
     }
 }
 
+impl Patterns {
+    /// Fails if a pattern that has a share of its own matches no name, or the share is out of
+    /// range.
+    pub(crate) fn shares(shares: &[(String, f64)], names: &[&str]) -> Result<()> {
+        for (pattern, share) in shares {
+            sparsity_in_range(*share).map_err(|e| e.at(pattern.clone()))?;
+        }
+        let patterns = Patterns {
+            include: shares.iter().map(|(p, _)| p.clone()).collect(),
+            exclude: Vec::new(),
+        };
+        patterns.check(names)
+    }
+}
+
 /// A parameter of a layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Weight {
     pub(crate) value: ValueId,
     /// The axis of the layer's outputs.
     pub(crate) outputs: usize,
-    /// The axis of the layer's inputs, over which it sums.
+    /// The axis of the layer's inputs.
     pub(crate) inputs: usize,
+    /// Whether the layer sums over its inputs; an embedding picks one of them.
+    pub(crate) reduces: bool,
 }
 
 /// The weights of a graph: floating-point variables of rank 2 at least that a convolution, matrix
@@ -81,6 +106,7 @@ pub(crate) fn weights(graph: &Graph) -> Vec<Weight> {
                     value,
                     outputs,
                     inputs,
+                    reduces: !matches!(node.op(), Op::Gather(_)),
                 });
             }
         }

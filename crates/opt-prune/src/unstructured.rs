@@ -5,9 +5,10 @@ use std::sync::Arc;
 use opt_core::pass::Needs;
 use opt_core::{Context, Error, ErrorKind, FactKind, Graph, Pass, Report, Result, ValueId};
 
+use crate::blocks::Tiles;
 use crate::criterion::{Criterion, Magnitude, checked_scores};
 use crate::masks::{keep_all_but_lowest, set_mask};
-use crate::select::{Patterns, sparsity_in_range, weights};
+use crate::select::{Patterns, Weight, sparsity_in_range, weights};
 
 /// Over what the scores are ranked.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -48,6 +49,7 @@ pub struct UnstructuredPrune {
     layers: Vec<(String, f64)>,
     criterion: Arc<dyn Criterion>,
     scope: Scope,
+    block: [usize; 2],
     patterns: Patterns,
 }
 
@@ -59,6 +61,7 @@ impl UnstructuredPrune {
             layers: Vec::new(),
             criterion: Arc::new(Magnitude::l1()),
             scope: Scope::Local,
+            block: [1, 1],
             patterns: Patterns::default(),
         }
     }
@@ -74,6 +77,29 @@ impl UnstructuredPrune {
     #[must_use]
     pub fn scope(mut self, scope: Scope) -> UnstructuredPrune {
         self.scope = scope;
+        self
+    }
+
+    /// Keeps or removes tiles of `outputs` by `inputs` weights as a whole, each at one place of a
+    /// convolution's kernel: 1 by 4 for vector instructions, 16 by 16 for matrix units. A tile
+    /// scores the mean of its weights, those at the end of an axis may be smaller, and the
+    /// sparsity is the share of tiles.
+    ///
+    /// ```
+    /// use opt_core::nn::zoo;
+    /// use opt_core::{Context, Pass};
+    /// use opt_prune::{Magnitude, UnstructuredPrune};
+    ///
+    /// # fn main() -> opt_core::Result<()> {
+    /// let prune = UnstructuredPrune::new(0.75).block(4, 4).criterion(Magnitude::l2());
+    /// let (sparse, _) = prune.apply(zoo::lenet_300_100(64, 10, 0)?, &mut Context::new())?;
+    /// # sparse.verify()?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn block(mut self, outputs: usize, inputs: usize) -> UnstructuredPrune {
+        self.block = [outputs, inputs];
         self
     }
 
@@ -129,15 +155,14 @@ impl UnstructuredPrune {
 
     fn check(&self, names: &[&str]) -> Result<()> {
         sparsity_in_range(self.sparsity)?;
+        let [rows, columns] = self.block;
+        if rows == 0 || columns == 0 {
+            return Err(Error::invalid(format!(
+                "blocks of {rows} by {columns} weights"
+            )));
+        }
         self.patterns.check(names)?;
-        let layers = Patterns {
-            include: self.layers.iter().map(|(p, _)| p.clone()).collect(),
-            exclude: Vec::new(),
-        };
-        layers.check(names)?;
-        let own = self.layers.iter();
-        own.map(|(pattern, s)| sparsity_in_range(*s).map_err(|e| e.at(pattern.clone())))
-            .collect()
+        Patterns::shares(&self.layers, names)
     }
 
     /// Indices of weights that are ranked together, with the sparsity they come to.
@@ -168,6 +193,9 @@ impl Pass for UnstructuredPrune {
     fn config(&self) -> String {
         let global = self.scope == Scope::Global;
         let mut out = format!("sparsity = {:?}\nglobal = {global}\n", self.sparsity);
+        if self.block != [1, 1] {
+            out += &format!("block = {:?}\n", self.block);
+        }
         for (pattern, sparsity) in &self.layers {
             out += &format!("layer.{pattern:?} = {sparsity:?}\n");
         }
@@ -182,11 +210,11 @@ impl Pass for UnstructuredPrune {
         let all = weights(&graph);
         let names: Vec<&str> = all.iter().map(|w| graph.value(w.value).name()).collect();
         self.check(&names)?;
-        let chosen: Vec<ValueId> = all
+        let chosen: Vec<Weight> = all
             .iter()
             .zip(&names)
             .filter(|(_, name)| self.patterns.allows(name))
-            .map(|(w, _)| w.value)
+            .map(|(w, _)| *w)
             .collect();
         if chosen.is_empty() {
             return Err(Error::new(
@@ -194,24 +222,36 @@ impl Pass for UnstructuredPrune {
                 "the graph has no weights to prune",
             ));
         }
-        let names: Vec<String> = chosen
+        let values: Vec<ValueId> = chosen.iter().map(|w| w.value).collect();
+        let names: Vec<String> = values
             .iter()
             .map(|&v| graph.value(v).name().to_string())
             .collect();
-        let mut scores = checked_scores(self.criterion.as_ref(), &graph, &chosen, cx)?;
+        let mut scores = checked_scores(self.criterion.as_ref(), &graph, &values, cx)?;
         // What is masked goes first.
-        let mut masked = Vec::new();
-        for (scores, &value) in scores.iter_mut().zip(&chosen) {
-            let mut count = 0;
-            if let Some(mask) = graph.facts().mask(value) {
-                for (s, keep) in scores.iter_mut().zip(mask.to_vec_bool()?) {
-                    if !keep {
-                        *s = -1.0;
-                        count += 1;
-                    }
-                }
+        let mut before = Vec::new();
+        for (scores, &value) in scores.iter_mut().zip(&values) {
+            let mask = match graph.facts().mask(value) {
+                Some(mask) => mask.to_vec_bool()?,
+                None => vec![true; scores.len()],
+            };
+            for (score, _) in scores.iter_mut().zip(&mask).filter(|(_, keep)| !**keep) {
+                *score = -1.0;
             }
-            masked.push(count);
+            before.push(mask);
+        }
+        let mut tiles = Vec::new();
+        if self.block != [1, 1] {
+            for (weight, scores) in chosen.iter().zip(&mut scores) {
+                let shape = graph
+                    .value(weight.value)
+                    .tensor()
+                    .expect("a variable")
+                    .shape();
+                let of_weight = Tiles::of(shape, weight, self.block);
+                *scores = of_weight.scores(scores);
+                tiles.push(of_weight);
+            }
         }
         let names: Vec<&str> = names.iter().map(String::as_str).collect();
         let mut report = Report::default();
@@ -219,17 +259,22 @@ impl Pass for UnstructuredPrune {
         for (indices, sparsity) in self.ranks(&names) {
             let lists: Vec<&[f64]> = indices.iter().map(|&i| &scores[i][..]).collect();
             let len: usize = lists.iter().map(|l| l.len()).sum();
-            let before: usize = indices.iter().map(|&i| masked[i]).sum();
-            let count = ((sparsity * len as f64).round() as usize).max(before);
-            for (&i, keep) in indices.iter().zip(keep_all_but_lowest(&lists, count)) {
-                set_mask(&mut graph, chosen[i], &keep)?;
-                let gone = keep.iter().filter(|k| !**k).count();
-                let share = gone as f64 / keep.len().max(1) as f64;
+            let masked = lists.iter().flat_map(|l| l.iter()).filter(|s| **s < 0.0);
+            let count = ((sparsity * len as f64).round() as usize).max(masked.count());
+            for (&i, units) in indices.iter().zip(keep_all_but_lowest(&lists, count)) {
+                let mut keep = match tiles.get(i) {
+                    Some(tiles) => tiles.entries(&units),
+                    None => units,
+                };
+                keep.iter_mut().zip(&before[i]).for_each(|(k, b)| *k &= b);
+                set_mask(&mut graph, values[i], &keep)?;
+                let gone = |keep: &[bool]| keep.iter().filter(|k| !**k).count();
+                let share = gone(&keep) as f64 / keep.len().max(1) as f64;
                 report = report.figure(format!("sparsity of {}", names[i]), share);
-                report.changed += gone - masked[i];
+                report.changed += gone(&keep) - gone(&before[i]);
+                zeros += gone(&keep);
+                total += keep.len();
             }
-            zeros += count;
-            total += len;
         }
         let sparsity = zeros as f64 / total.max(1) as f64;
         Ok((graph, report.figure("sparsity", sparsity)))

@@ -199,7 +199,6 @@ fn each_round_prunes_the_same_share_and_rewinds() {
         );
     }
     assert_eq!(seen.len(), 3);
-    drop(cx);
     assert_eq!(rounds, ["round 1", "round 2", "round 3"]);
 
     let mut cx = Context::new();

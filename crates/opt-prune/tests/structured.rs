@@ -197,3 +197,81 @@ fn bad_sparsities_are_errors() {
             .is_ok()
     );
 }
+
+/// A perceptron of 20 and 30 hidden neurons.
+fn perceptron() -> Graph {
+    use opt_core::nn::{Linear, ModelBuilder};
+    let mut m = ModelBuilder::new("m", 0);
+    let mut x = m.batch("x", [6]).unwrap();
+    for (name, width) in [("fc1", 20), ("fc2", 30)] {
+        x = m.layer(name, Linear::new(width), x).unwrap();
+        x = m.relu(x).unwrap();
+    }
+    let y = m.layer("fc3", Linear::new(4), x).unwrap();
+    m.output("y", y).unwrap();
+    m.finish().unwrap()
+}
+
+fn widths(graph: &Graph) -> [usize; 2] {
+    ["fc1.bias", "fc2.bias"].map(|n| {
+        let shape = &graph.type_of(graph.find(n).unwrap()).shape;
+        shape[0].fixed().unwrap()
+    })
+}
+
+#[test]
+fn limits_hold_in_every_way_of_choosing() {
+    let run = |p: ChannelPrune| {
+        let (small, _) = p.apply(perceptron(), &mut Context::new()).unwrap();
+        widths(&small)
+    };
+    let new = ChannelPrune::new;
+    assert_eq!(run(new(0.5)), [10, 15]);
+    assert_eq!(run(new(0.5).layer("fc2", 0.9)), [10, 3]);
+    assert_eq!(run(new(0.5).layer("fc", 0.1).layer("fc2", 0.0)), [18, 30]);
+    assert_eq!(run(new(0.5).round_to(8)), [16, 16]);
+    assert_eq!(run(new(0.5).round_to(64)), [20, 30]);
+    assert_eq!(run(new(0.9).max_sparsity(0.7)), [6, 9]);
+    assert_eq!(run(new(0.9).min_channels(5)), [5, 5]);
+    for share in [0.3, 0.6, 0.95] {
+        let [a, b] = run(new(share).global().max_sparsity(0.5).round_to(4));
+        assert!(
+            a >= 10 && b >= 15 && a % 4 == 0 && b % 4 == 0 || b == 30,
+            "{a} {b}"
+        );
+        // The layer with a share of its own is no part of the ranking.
+        let [a, b] = run(new(share).global().layer("fc2", 0.5));
+        assert_eq!((a, b), (20 - (share * 20.0).round() as usize, 15));
+    }
+    let fixed = ChannelPrune::to_widths([("fc1", 7)]).round_to(8);
+    assert_eq!(run(fixed), [7, 30]);
+}
+
+#[test]
+fn bad_limits_are_errors() {
+    let run = |p: ChannelPrune| p.apply(perceptron(), &mut Context::new()).unwrap_err();
+    for bad in [-0.1, 1.1, f64::NAN] {
+        run(ChannelPrune::new(0.5).max_sparsity(bad));
+        run(ChannelPrune::new(0.5).layer("fc1", bad));
+    }
+    run(ChannelPrune::new(0.5).round_to(0));
+    let error = run(ChannelPrune::new(0.5).layer("fc9", 0.5));
+    assert_eq!(error.kind(), opt_core::ErrorKind::NoEffect);
+    run(ChannelPrune::new(0.5).include("fc9"));
+}
+
+#[test]
+fn nan_weights_are_an_error_at_their_name() {
+    let mut graph = perceptron();
+    let w = graph.find("fc2.weight").unwrap();
+    let nan = Tensor::full(DType::F32, [30, 20], f64::NAN).unwrap();
+    graph.set_variable(w, nan).unwrap();
+    for prune in [
+        ChannelPrune::new(0.5),
+        ChannelPrune::new(0.5).criterion(opt_prune::Fpgm),
+        ChannelPrune::new(0.5).criterion(opt_prune::Lamp),
+    ] {
+        let error = prune.apply(graph.clone(), &mut Context::new()).unwrap_err();
+        assert!(error.to_string().starts_with("fc2.weight"), "{error}");
+    }
+}

@@ -271,6 +271,14 @@ pub trait OpRules {
     /// How the axes of inputs and outputs hang together.
     fn axes(&self, inputs: &[TensorType], outputs: &[TensorType]) -> AxisRules;
 
+    /// Other rules that hold as well, each in the place of [`OpRules::axes`], where entries of one
+    /// axis or of another may go but not of several at once. Where nothing may go by the first
+    /// rules, the search for groups takes those that leave most entries free.
+    fn axes_alternatives(&self, inputs: &[TensorType], outputs: &[TensorType]) -> Vec<AxisRules> {
+        let _ = (inputs, outputs);
+        Vec::new()
+    }
+
     /// What it costs.
     ///
     /// # Errors

@@ -2,9 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use crate::ops::{IndexMap, Port, ShrinkCx};
+use crate::ops::{AxisRules, IndexMap, Port, ShrinkCx};
 use crate::{
-    Dim, Error, ErrorKind, Fact, Graph, Result, ResultExt, Tensor, TensorType, ValueId, ValueKind,
+    Dim, Error, ErrorKind, Fact, Graph, Node, Result, ResultExt, Tensor, TensorType, ValueId,
+    ValueKind,
 };
 
 /// Entries of axes that live and die together: a set of (value, axis, index).
@@ -17,7 +18,9 @@ pub struct AxisGroup {
 }
 
 /// The groups of coupled entries of a graph: a union-find over (value, axis, index) along the
-/// links that the ops declare ([`OpRules::axes`](crate::ops::OpRules::axes)).
+/// links that the ops declare ([`OpRules::axes`](crate::ops::OpRules::axes)); where
+/// nothing may go by those, along its
+/// [alternatives](crate::ops::OpRules::axes_alternatives).
 #[derive(Debug, Clone)]
 pub struct AxisGroups {
     groups: Vec<AxisGroup>,
@@ -50,6 +53,123 @@ impl Union {
         let root = self.find(i);
         self.blocked[root as usize] = true;
     }
+
+    /// The number of entries that nothing holds.
+    fn free(&mut self) -> usize {
+        let all = 0..self.parent.len() as u32;
+        all.filter(|&i| {
+            let root = self.find(i);
+            !self.blocked[root as usize]
+        })
+        .count()
+    }
+}
+
+/// Where the entries of each axis stand in a union-find over all of them.
+struct Places {
+    /// The first entry, and how many there are.
+    start: HashMap<(ValueId, usize), (u32, usize)>,
+    total: u32,
+}
+
+impl Places {
+    fn of(graph: &Graph) -> Result<Places> {
+        let mut start = HashMap::new();
+        let mut total = 0usize;
+        for (id, value) in graph.values() {
+            for (axis, dim) in value.ty().shape.dims().iter().enumerate() {
+                if let Some(size) = dim.as_fixed() {
+                    start.insert((id, axis), (total as u32, size));
+                    total = total.saturating_add(size);
+                }
+            }
+        }
+        match u32::try_from(total) {
+            Ok(total) => Ok(Places { start, total }),
+            Err(_) => Err(Error::unsupported("a graph with over 2^32 entries of axes")),
+        }
+    }
+
+    fn block(&self, union: &mut Union, place: (ValueId, usize)) {
+        if let Some(&(at, size)) = self.start.get(&place) {
+            (0..size as u32).for_each(|i| union.block(at + i));
+        }
+    }
+
+    /// The entries joined by the rules of each node.
+    fn union(&self, graph: &Graph, rules: &[AxisRules]) -> Union {
+        let mut union = Union {
+            parent: (0..self.total).collect(),
+            blocked: vec![false; self.total as usize],
+        };
+        for ((_, node), rules) in graph.nodes().zip(rules) {
+            let value = |(port, axis): (Port, usize)| match port {
+                Port::Input(i) => (node.inputs()[i], axis),
+                Port::Output(o) => (node.outputs()[o], axis),
+            };
+            for &place in &rules.blocked {
+                self.block(&mut union, value(place));
+            }
+            for link in &rules.links {
+                self.join(&mut union, value(link.a), value(link.b), link.map);
+            }
+        }
+        for v in graph.inputs().iter().copied().chain(graph.outputs()) {
+            for axis in 0..graph.type_of(v).rank() {
+                self.block(&mut union, (v, axis));
+            }
+        }
+        union
+    }
+
+    /// Whether any entry may go of the axes that a node splits or merges.
+    fn may_go(&self, union: &mut Union, node: &Node, rules: &AxisRules) -> bool {
+        let merged = rules.links.iter();
+        let mut merged = merged.filter(|l| matches!(l.map, IndexMap::Merge { .. }));
+        merged.any(|link| {
+            let place = match link.a {
+                (Port::Input(i), axis) => (node.inputs()[i], axis),
+                (Port::Output(o), axis) => (node.outputs()[o], axis),
+            };
+            let (at, size) = self.start.get(&place).copied().unwrap_or_default();
+            (at..at + size as u32).any(|i| {
+                let root = union.find(i);
+                !union.blocked[root as usize]
+            })
+        })
+    }
+
+    fn join(&self, union: &mut Union, a: (ValueId, usize), b: (ValueId, usize), map: IndexMap) {
+        let (Some(&(at, n)), Some(&(to, m))) = (self.start.get(&a), self.start.get(&b)) else {
+            // A symbolic side: nothing of the other may go.
+            self.block(union, a);
+            self.block(union, b);
+            return;
+        };
+        match map {
+            IndexMap::Same => {
+                for i in 0..n.min(m) as u32 {
+                    union.join(at + i, to + i);
+                }
+            }
+            IndexMap::Offset(offset) => {
+                for i in 0..n.min(m.saturating_sub(offset)) {
+                    union.join(at + i as u32, to + (i + offset) as u32);
+                }
+            }
+            IndexMap::Merge { inner } => {
+                for j in 0..m {
+                    let i = j / inner.max(1) % n.max(1);
+                    union.join(at + i as u32, to + j as u32);
+                }
+            }
+            IndexMap::Modulo(period) => {
+                for j in 0..m {
+                    union.join(at + (j % period.max(1)) as u32, to + j as u32);
+                }
+            }
+        }
+    }
 }
 
 impl AxisGroups {
@@ -61,79 +181,36 @@ impl AxisGroups {
     /// # Errors
     /// If the graph has more than 2^32 entries of axes.
     pub fn of(graph: &Graph) -> Result<AxisGroups> {
-        let mut start: HashMap<(ValueId, usize), (u32, usize)> = HashMap::new();
-        let mut total = 0usize;
-        for (id, value) in graph.values() {
-            for (axis, dim) in value.ty().shape.dims().iter().enumerate() {
-                if let Some(size) = dim.as_fixed() {
-                    start.insert((id, axis), (total as u32, size));
-                    total += size;
-                }
-            }
-        }
-        if u32::try_from(total).is_err() {
-            return Err(Error::unsupported("a graph with over 2^32 entries of axes"));
-        }
-        let mut union = Union {
-            parent: (0..total as u32).collect(),
-            blocked: vec![false; total],
-        };
-        let block = |union: &mut Union, id: ValueId, axis: usize| {
-            if let Some(&(at, size)) = start.get(&(id, axis)) {
-                (0..size as u32).for_each(|i| union.block(at + i));
-            }
-        };
+        let places = Places::of(graph)?;
+        let mut rules: Vec<AxisRules> = Vec::with_capacity(graph.nodes().count());
+        let mut choices = Vec::new();
         for (_, node) in graph.nodes() {
             let types = |ids: &[ValueId]| -> Vec<TensorType> {
                 ids.iter().map(|&v| graph.type_of(v).clone()).collect()
             };
             let (inputs, outputs) = (types(node.inputs()), types(node.outputs()));
-            let rules = node.op().rules().axes(&inputs, &outputs);
-            let value = |port: Port| match port {
-                Port::Input(i) => node.inputs()[i],
-                Port::Output(o) => node.outputs()[o],
-            };
-            for &(port, axis) in &rules.blocked {
-                block(&mut union, value(port), axis);
+            let of_op = node.op().rules();
+            let others = of_op.axes_alternatives(&inputs, &outputs);
+            if !others.is_empty() {
+                choices.push((rules.len(), node, others));
             }
-            for link in &rules.links {
-                let (a, b) = ((value(link.a.0), link.a.1), (value(link.b.0), link.b.1));
-                let (Some(&(at, n)), Some(&(to, m))) = (start.get(&a), start.get(&b)) else {
-                    // A symbolic side: nothing of the other may go.
-                    block(&mut union, a.0, a.1);
-                    block(&mut union, b.0, b.1);
-                    continue;
-                };
-                match link.map {
-                    IndexMap::Same => {
-                        for i in 0..n.min(m) as u32 {
-                            union.join(at + i, to + i);
-                        }
-                    }
-                    IndexMap::Offset(offset) => {
-                        for i in 0..n.min(m.saturating_sub(offset)) {
-                            union.join(at + i as u32, to + (i + offset) as u32);
-                        }
-                    }
-                    IndexMap::Merge { inner } => {
-                        for j in 0..m {
-                            let i = j / inner.max(1) % n.max(1);
-                            union.join(at + i as u32, to + j as u32);
-                        }
-                    }
-                    IndexMap::Modulo(period) => {
-                        for j in 0..m {
-                            union.join(at + (j % period.max(1)) as u32, to + j as u32);
-                        }
-                    }
+            rules.push(of_op.axes(&inputs, &outputs));
+        }
+        let mut union = places.union(graph, &rules);
+        for (at, node, others) in choices {
+            if places.may_go(&mut union, node, &rules[at]) {
+                continue;
+            }
+            for other in others {
+                let before = std::mem::replace(&mut rules[at], other);
+                let mut found = places.union(graph, &rules);
+                match found.free() > union.free() {
+                    true => union = found,
+                    false => rules[at] = before,
                 }
             }
         }
-        for v in graph.inputs().iter().copied().chain(graph.outputs()) {
-            for axis in 0..graph.type_of(v).rank() {
-                block(&mut union, v, axis);
-            }
-        }
+        let start = places.start;
         let mut places: Vec<_> = start.into_iter().collect();
         places.sort_unstable_by_key(|(_, (at, _))| *at);
         let mut number: HashMap<u32, usize> = HashMap::new();

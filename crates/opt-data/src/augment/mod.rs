@@ -1,11 +1,18 @@
 //! Random changes of training images, reproducible and resumable.
 
 mod affine;
+mod crop;
+mod flip;
+mod mix;
 mod noise;
 
 pub use affine::{RandomAffine, RandomRotation, RandomShift};
+pub use crop::{Cutout, RandomCrop};
+pub use flip::{RandomHorizontalFlip, RandomVerticalFlip};
+pub use mix::{CutMix, MixUp};
 pub use noise::GaussianNoise;
 
+use opt_core::DType;
 use opt_core::random::Philox;
 
 use crate::{Error, Result, Tensor};
@@ -26,7 +33,7 @@ use crate::{Error, Result, Tensor};
 ///     .then(GaussianNoise::new(0.5)?);
 /// for (step, batch) in Batches::new(&train, 64)?.shuffled(0, 0).enumerate() {
 ///     let mut batch = batch?;
-///     augment.augment(&mut batch[0], 0, step as u64)?;
+///     augment.augment_batch(&mut batch, 0, step as u64)?;
 ///     assert!(batch[0].is_finite());
 /// }
 /// # Ok::<(), opt_core::Error>(())
@@ -38,6 +45,19 @@ pub trait Augment: Send + Sync + std::fmt::Debug {
     /// # Errors
     /// If the dtype or shape is not what the augmentation takes; the batch is unchanged then.
     fn augment(&self, batch: &mut Tensor, seed: u64, step: u64) -> Result<()>;
+
+    /// Changes a whole batch, inputs and targets: what training calls. By default it changes the
+    /// first field by [`Augment::augment`]; augmentations that change targets too, such as
+    /// [`MixUp`], do it here alone.
+    ///
+    /// # Errors
+    /// As [`Augment::augment`]; if there are no fields. All fields are unchanged then.
+    fn augment_batch(&self, fields: &mut [Tensor], seed: u64, step: u64) -> Result<()> {
+        match fields.first_mut() {
+            Some(first) => self.augment(first, seed, step),
+            None => Err(Error::shape("a batch without fields")),
+        }
+    }
 }
 
 /// Augmentations one after the other, each with random numbers of its own.
@@ -60,19 +80,69 @@ impl Chain {
     }
 }
 
-impl Augment for Chain {
-    fn augment(&self, batch: &mut Tensor, seed: u64, step: u64) -> Result<()> {
-        let mut out = batch.clone();
+impl Chain {
+    /// The links, each with the seed of its own random numbers.
+    fn seeded(&self, seed: u64) -> impl Iterator<Item = (&dyn Augment, u64)> {
         let random = Philox::new(seed);
-        for (i, link) in self.links.iter().enumerate() {
+        self.links.iter().enumerate().map(move |(i, link)| {
             // A step that no batch has, so that the derived seeds are independent of the streams
             // that the links draw under the seed itself.
             let [a, b, ..] = random.block(u64::MAX, i as u64);
-            link.augment(&mut out, u64::from(a) << 32 | u64::from(b), step)?;
+            (&**link, u64::from(a) << 32 | u64::from(b))
+        })
+    }
+}
+
+impl Augment for Chain {
+    fn augment(&self, batch: &mut Tensor, seed: u64, step: u64) -> Result<()> {
+        let mut out = batch.clone();
+        for (link, seed) in self.seeded(seed) {
+            link.augment(&mut out, seed, step)?;
         }
         *batch = out;
         Ok(())
     }
+
+    fn augment_batch(&self, fields: &mut [Tensor], seed: u64, step: u64) -> Result<()> {
+        let mut out = fields.to_vec();
+        for (link, seed) in self.seeded(seed) {
+            link.augment_batch(&mut out, seed, step)?;
+        }
+        fields.clone_from_slice(&out);
+        Ok(())
+    }
+}
+
+/// The sizes of images `[N, C, H, W]`, which are `f32`.
+fn images(batch: &Tensor) -> Result<[usize; 4]> {
+    let &[n, c, h, w] = batch.shape() else {
+        return Err(Error::shape(format!(
+            "expected images [N, C, H, W], found shape {:?}",
+            batch.shape()
+        )));
+    };
+    if batch.dtype() != DType::F32 {
+        return Err(Error::dtype(format!(
+            "expected images of f32, found {}",
+            batch.dtype()
+        )));
+    }
+    Ok([n, c, h, w])
+}
+
+/// A number in `0..n` from 32 random bits.
+fn below(word: u32, n: usize) -> usize {
+    ((u128::from(word) * n as u128) >> 32) as usize
+}
+
+/// A parameter that has to be in 0..=1.
+fn probability(value: f32) -> Result<f32> {
+    if (0.0..=1.0).contains(&value) {
+        return Ok(value);
+    }
+    Err(Error::invalid(format!(
+        "expected a probability in 0..=1, found {value}"
+    )))
 }
 
 /// A parameter that has to be finite and not negative.
@@ -126,6 +196,32 @@ mod tests {
         // Independent links add variances (2); equal numbers would add amplitudes (4).
         let ratio = variance(&two) / variance(&one);
         assert!((1.6..2.4).contains(&ratio), "{ratio}");
+    }
+
+    #[test]
+    fn whole_batches_go_through_all_links() {
+        let test = digits().unwrap().test;
+        let fields = test.fields().to_vec();
+        let chain = || {
+            Chain::new()
+                .then(RandomCrop::new(8, 8).unwrap().padding(1))
+                .then(RandomHorizontalFlip::new(0.5).unwrap())
+        };
+        let mut inputs = fields[0].clone();
+        chain().augment(&mut inputs, 1, 2).unwrap();
+        let mut batch = fields.clone();
+        chain().augment_batch(&mut batch, 1, 2).unwrap();
+        assert_eq!(batch, [inputs, fields[1].clone()]);
+        let mixed = chain().then(MixUp::new(0.2, 10).unwrap());
+        let mut batch = fields.clone();
+        mixed.augment_batch(&mut batch, 1, 2).unwrap();
+        assert_eq!(batch[1].shape(), [360, 10]);
+        // The last link fails: nine classes are not enough.
+        let bad = chain().then(MixUp::new(0.2, 9).unwrap());
+        let mut batch = fields.clone();
+        assert!(bad.augment_batch(&mut batch, 1, 2).is_err());
+        assert_eq!(batch, fields);
+        assert!(chain().augment_batch(&mut [], 1, 2).is_err());
     }
 
     #[test]

@@ -1,10 +1,18 @@
 //! Criteria: how much an entry of a parameter, or a whole channel, matters.
 
+mod batch_norm;
+mod fpgm;
+mod lamp;
 mod magnitude;
 mod random;
+mod taylor;
 
+pub use batch_norm::BatchNormScale;
+pub use fpgm::Fpgm;
+pub use lamp::Lamp;
 pub use magnitude::Magnitude;
 pub use random::Random;
+pub use taylor::Taylor;
 
 use std::collections::BTreeMap;
 

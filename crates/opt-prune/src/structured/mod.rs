@@ -1,14 +1,17 @@
 //! Whole channels, neurons and attention heads, physically removed.
 
+mod budget;
 mod layers;
 mod selection;
+mod target;
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
+pub use budget::Budget;
 use opt_core::pass::{AxisGroup, AxisMap, Needs};
 use opt_core::{Context, Error, ErrorKind, Graph, Pass, Report, Result};
 pub use selection::ChannelSelection;
+use target::{Layer, Target, chosen};
 
 use crate::criterion::{Criterion, Magnitude, checked_structure_scores};
 use crate::select::{Patterns, sparsity_in_range, weights};
@@ -33,20 +36,15 @@ enum Kind {
 /// of its weights' scores, each weight's scores divided by their mean so that layers compare.
 #[derive(Debug, Clone)]
 pub struct ChannelPrune {
-    sparsity: f64,
-    widths: BTreeMap<String, usize>,
+    target: Target,
     criterion: Arc<dyn Criterion>,
     global: bool,
     min_channels: usize,
+    max_sparsity: f64,
+    round_to: usize,
+    layers: Vec<(String, f64)>,
     patterns: Patterns,
     kind: Kind,
-}
-
-/// The channels of a layer that may go, lowest score first.
-struct Layer {
-    name: String,
-    total: usize,
-    channels: Vec<(f64, AxisGroup)>,
 }
 
 impl ChannelPrune {
@@ -54,11 +52,13 @@ impl ChannelPrune {
     /// stays.
     pub fn new(sparsity: f64) -> ChannelPrune {
         ChannelPrune {
-            sparsity,
-            widths: BTreeMap::new(),
+            target: Target::Share(sparsity),
             criterion: Arc::new(Magnitude::l1()),
             global: false,
             min_channels: 1,
+            max_sparsity: 1.0,
+            round_to: 1,
+            layers: Vec::new(),
             patterns: Patterns::default(),
             kind: Kind::All,
         }
@@ -87,10 +87,14 @@ impl ChannelPrune {
     /// # }
     /// ```
     pub fn heads(sparsity: f64) -> ChannelPrune {
-        ChannelPrune {
-            kind: Kind::Heads,
-            ..ChannelPrune::new(sparsity)
-        }
+        ChannelPrune::new(sparsity).heads_only()
+    }
+
+    /// Treats attention heads only, as [`ChannelPrune::heads`]; for widths and budgets.
+    #[must_use]
+    pub fn heads_only(mut self) -> ChannelPrune {
+        self.kind = Kind::Heads;
+        self
     }
 
     /// Leaves attention heads as they are.
@@ -106,7 +110,32 @@ impl ChannelPrune {
         widths: impl IntoIterator<Item = (N, usize)>,
     ) -> ChannelPrune {
         ChannelPrune {
-            widths: widths.into_iter().map(|(n, w)| (n.into(), w)).collect(),
+            target: Target::Widths(widths.into_iter().map(|(n, w)| (n.into(), w)).collect()),
+            ..ChannelPrune::new(0.0)
+        }
+    }
+
+    /// Prunes until a budget is met and no further: the fewest channels go, lowest scores first,
+    /// in the order that [`ChannelPrune::global`] has, or the same share of each layer without it.
+    ///
+    /// ```
+    /// use opt_core::nn::zoo;
+    /// use opt_core::{Context, Pass};
+    /// use opt_eval::ModelCost;
+    /// use opt_prune::{Budget, ChannelPrune};
+    ///
+    /// # fn main() -> opt_core::Result<()> {
+    /// let model = zoo::lenet5([1, 28, 28], 10, 0)?;
+    /// let prune = ChannelPrune::to_budget(Budget::macs(0.5));
+    /// let (small, _) = prune.apply(model.clone(), &mut Context::new())?;
+    /// let (before, after) = (ModelCost::of_one(&model)?, ModelCost::of_one(&small)?);
+    /// assert!(after.macs * 2 <= before.macs && after.macs * 9 > before.macs * 4);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn to_budget(budget: Budget) -> ChannelPrune {
+        ChannelPrune {
+            target: Target::Budget(budget),
             ..ChannelPrune::new(0.0)
         }
     }
@@ -132,18 +161,101 @@ impl ChannelPrune {
         self
     }
 
-    /// Leaves out layers whose weights' names contain the pattern.
+    /// Removes at most this share, in `[0, 1]`, of any layer's channels, also where all are ranked
+    /// together or a budget asks for more.
+    #[must_use]
+    pub fn max_sparsity(mut self, sparsity: f64) -> ChannelPrune {
+        self.max_sparsity = sparsity;
+        self
+    }
+
+    /// Keeps a multiple of this many channels of each layer, such as 8 for matrix units: fewer go
+    /// than would without. Heads are not rounded, nor widths that are given.
+    #[must_use]
+    pub fn round_to(mut self, multiple: usize) -> ChannelPrune {
+        self.round_to = multiple;
+        self
+    }
+
+    /// Removes a share of their own of layers whose weights' names contain a pattern; of several
+    /// patterns that match, the one given last holds. Where pruning goes in rounds the share goes
+    /// in proportion, as that of [`UnstructuredPrune::layer`](crate::UnstructuredPrune::layer).
+    ///
+    /// ```
+    /// use opt_core::nn::zoo;
+    /// use opt_core::{Context, Pass};
+    /// use opt_prune::ChannelPrune;
+    ///
+    /// # fn main() -> opt_core::Result<()> {
+    /// let prune = ChannelPrune::new(0.5).layer("fc2", 0.2).round_to(8);
+    /// let model = zoo::lenet_300_100(64, 10, 0)?;
+    /// let (small, _) = prune.apply(model, &mut Context::new())?;
+    /// let shape = |name| small.find(name).map(|w| small.type_of(w).to_string());
+    /// assert_eq!(shape("fc1.weight")?, "f32[152,64]");
+    /// assert_eq!(shape("fc2.weight")?, "f32[80,152]");
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn layer(mut self, pattern: impl Into<String>, sparsity: f64) -> ChannelPrune {
+        self.layers.push((pattern.into(), sparsity));
+        self
+    }
+
+    /// Leaves out layers of which a weight's name contains the pattern.
     #[must_use]
     pub fn exclude(mut self, pattern: impl Into<String>) -> ChannelPrune {
         self.patterns.exclude.push(pattern.into());
         self
     }
 
-    /// Treats only layers whose weights' names contain one of the included patterns.
+    /// Treats only layers of which a weight's name contains one of the included patterns: layers
+    /// that residual sums couple, and the projections of attention, go together.
     #[must_use]
     pub fn include(mut self, pattern: impl Into<String>) -> ChannelPrune {
         self.patterns.include.push(pattern.into());
         self
+    }
+
+    /// The pass that goes on from one share of the channels removed to another.
+    pub(crate) fn between(&self, from: f64, to: f64) -> Result<ChannelPrune> {
+        sparsity_in_range(from)?;
+        sparsity_in_range(to)?;
+        let Target::Share(last) = self.target else {
+            return Err(Error::unsupported(
+                "channels are pruned to widths or a budget, not by a sparsity",
+            ));
+        };
+        // Of what is left, since what is gone is not there to be counted.
+        let share = |from: f64, to: f64| match from < 1.0 && to > from {
+            true => (to - from) / (1.0 - from),
+            false => 0.0,
+        };
+        let mut out = self.clone();
+        out.target = Target::Share(share(from, to));
+        for (_, own) in &mut out.layers {
+            let at = |sparsity: f64| match (sparsity > 0.0, last > 0.0) {
+                (false, _) => 0.0,
+                (true, true) => *own * sparsity / last,
+                (true, false) => *own,
+            };
+            *own = share(at(from), at(to));
+        }
+        Ok(out)
+    }
+
+    /// Fails if an option is out of its range, or a pattern matches none of the names.
+    fn check(&self, names: &[&str]) -> Result<()> {
+        if let Target::Share(sparsity) = self.target {
+            sparsity_in_range(sparsity)?;
+        }
+        let max = |e: Error| e.at("max_sparsity");
+        sparsity_in_range(self.max_sparsity).map_err(max)?;
+        if self.round_to == 0 {
+            return Err(Error::invalid("channels rounded to multiples of 0"));
+        }
+        self.patterns.check(names)?;
+        Patterns::shares(&self.layers, names)
     }
 
     /// Chooses what goes, without removing it.
@@ -152,63 +264,13 @@ impl ChannelPrune {
     /// If the sparsity is out of range, a pattern or layer name matches nothing, or the context
     /// lacks what the criterion needs.
     pub fn select(&self, graph: &Graph, cx: &mut Context<'_>) -> Result<ChannelSelection> {
-        sparsity_in_range(self.sparsity)?;
         let layers = self.layers(graph, cx)?;
-        let mut gone: Vec<usize> = vec![0; layers.len()];
-        if !self.widths.is_empty() {
-            for (name, &width) in &self.widths {
-                let mut matched = false;
-                for (layer, gone) in layers.iter().zip(&mut gone) {
-                    if layer.name.contains(name.as_str()) {
-                        matched = true;
-                        if width == 0 || width > layer.total {
-                            return Err(Error::invalid(format!(
-                                "a width of {width} for {} channels",
-                                layer.total
-                            ))
-                            .at(layer.name.clone()));
-                        }
-                        *gone = self.bounded(layer, layer.total - width);
-                        if *gone < layer.total - width {
-                            return Err(Error::invalid(format!(
-                                "only {} of {} channels may go: an op or output holds the others",
-                                layer.channels.len(),
-                                layer.total
-                            ))
-                            .at(layer.name.clone()));
-                        }
-                    }
-                }
-                if !matched {
-                    return Err(Error::new(
-                        ErrorKind::NoEffect,
-                        format!("no layer whose channels may go is named `{name}`"),
-                    ));
-                }
-            }
-        } else if self.global {
-            let mut order: Vec<(f64, usize)> = layers
-                .iter()
-                .enumerate()
-                .flat_map(|(l, layer)| layer.channels.iter().map(move |(s, _)| (*s, l)))
-                .collect();
-            order.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
-            let count = (self.sparsity * order.len() as f64).round() as usize;
-            for &(_, l) in &order[..count] {
-                gone[l] = self.bounded(&layers[l], gone[l] + 1);
-            }
-        } else {
-            for (layer, gone) in layers.iter().zip(&mut gone) {
-                let count = (self.sparsity * layer.channels.len() as f64).round() as usize;
-                *gone = self.bounded(layer, count);
-            }
-        }
-        let groups = layers
-            .into_iter()
-            .zip(gone)
-            .flat_map(|(layer, gone)| layer.channels.into_iter().take(gone).map(|(_, g)| g))
-            .collect();
-        Ok(ChannelSelection { groups })
+        let gone = match &self.target {
+            Target::Share(sparsity) => self.lowest(&layers, *sparsity),
+            Target::Widths(widths) => self.down_to(&layers, widths)?,
+            Target::Budget(budget) => self.within(&layers, budget, graph, cx)?,
+        };
+        Ok(chosen(&layers, &gone))
     }
 
     /// Which indices of each value would stay: what [`shrink`](opt_core::pass::shrink) takes, and
@@ -238,26 +300,27 @@ impl ChannelPrune {
         self.select(graph, cx)?.axis_map(graph)
     }
 
-    /// A number of channels to remove, bounded by what may go and by what must stay.
-    fn bounded(&self, layer: &Layer, count: usize) -> usize {
-        let most = layer.total.saturating_sub(self.min_channels);
-        count.min(layer.channels.len()).min(most)
-    }
-
     fn layers(&self, graph: &Graph, cx: &mut Context<'_>) -> Result<Vec<Layer>> {
         let all = weights(graph);
         let names: Vec<&str> = all.iter().map(|w| graph.value(w.value).name()).collect();
-        self.patterns.check(&names)?;
+        self.check(&names)?;
         let mut layers = layers::layers(graph, &all)?;
         layers.retain(|layer| {
-            let mut names = layer.weights.iter().map(|(v, _)| graph.value(*v).name());
+            let names = layer.weights.iter().map(|(v, _)| graph.value(*v).name());
+            let names: Vec<&str> = names.collect();
             let kind = match self.kind {
                 Kind::All => true,
                 Kind::Heads => layer.heads,
                 Kind::Channels => !layer.heads,
             };
-            kind && names.all(|n| self.patterns.allows(n))
+            kind && self.patterns.allow_all(&names)
         });
+        if self.kind == Kind::Heads && layers.is_empty() {
+            return Err(Error::new(
+                ErrorKind::NoEffect,
+                "no attention whose heads may go was found",
+            ));
+        }
         let values: Vec<_> = all.iter().map(|w| w.value).collect();
         let scores =
             checked_structure_scores(self.criterion.as_ref(), graph, &layers, &values, cx)?;
@@ -268,6 +331,7 @@ impl ChannelPrune {
             Layer {
                 name: layer.layer,
                 total: layer.total,
+                heads: layer.heads,
                 channels,
             }
         });
@@ -281,15 +345,39 @@ impl Pass for ChannelPrune {
     }
 
     fn config(&self) -> String {
-        let mut out = format!("sparsity = {:?}\nglobal = {}\n", self.sparsity, self.global);
-        for (name, width) in &self.widths {
-            out += &format!("widths.{name:?} = {width}\n");
+        let mut out = match &self.target {
+            Target::Share(sparsity) => format!("sparsity = {sparsity:?}\n"),
+            Target::Budget(budget) => format!("budget = {:?}\n", budget.to_string()),
+            Target::Widths(widths) => widths
+                .iter()
+                .map(|(name, width)| format!("widths.{name:?} = {width}\n"))
+                .collect(),
+        };
+        out += &format!("global = {}\n", self.global);
+        out += &format!("min_channels = {}\n", self.min_channels);
+        if self.max_sparsity != 1.0 {
+            out += &format!("max_sparsity = {:?}\n", self.max_sparsity);
+        }
+        if self.round_to != 1 {
+            out += &format!("round_to = {}\n", self.round_to);
+        }
+        for (pattern, sparsity) in &self.layers {
+            out += &format!("layer.{pattern:?} = {sparsity:?}\n");
+        }
+        match self.kind {
+            Kind::All => {}
+            Kind::Heads => out += "structures = \"heads\"\n",
+            Kind::Channels => out += "structures = \"channels\"\n",
         }
         out
     }
 
     fn needs(&self) -> Needs {
-        self.criterion.needs()
+        let mut needs = self.criterion.needs();
+        if let Target::Budget(budget) = &self.target {
+            needs.backend |= budget.needs_backend();
+        }
+        needs
     }
 
     fn apply(&self, graph: Graph, cx: &mut Context<'_>) -> Result<(Graph, Report)> {

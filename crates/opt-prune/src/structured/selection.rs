@@ -1,7 +1,11 @@
 //! What structured pruning chose.
 
+use std::collections::BTreeMap;
+
 use opt_core::pass::{AxisGroup, AxisMap, shrink};
-use opt_core::{Graph, Result, Tensor};
+use opt_core::{Graph, Result, Tensor, ValueId, ValueKind};
+
+use crate::criterion::each_slice;
 
 /// What a [`ChannelPrune`](crate::ChannelPrune) chose: the groups to remove.
 #[derive(Debug, Clone)]
@@ -34,28 +38,24 @@ impl ChannelSelection {
     /// # Errors
     /// None for graphs that verify.
     pub fn mask(&self, graph: &Graph) -> Result<Graph> {
+        let mut gone: BTreeMap<ValueId, Vec<f64>> = BTreeMap::new();
+        for group in &self.groups {
+            for (&(id, axis), indices) in &group.entries {
+                let value = graph.value(id);
+                let (ValueKind::Variable(tensor), true) =
+                    (value.kind(), value.ty().dtype.is_float())
+                else {
+                    continue;
+                };
+                let data = gone.entry(id).or_insert_with(|| tensor.to_f64s());
+                each_slice(tensor.shape(), axis, indices, |range| data[range].fill(0.0));
+            }
+        }
         let mut out = graph.clone();
-        for (id, value, tensor) in graph.variables() {
-            if !value.ty().dtype.is_float() {
-                continue;
-            }
-            let mut data = tensor.to_f64s();
-            let mut touched = false;
-            for group in &self.groups {
-                for ((_, axis), indices) in group.entries.iter().filter(|((v, _), _)| *v == id) {
-                    let inner: usize = tensor.shape()[axis + 1..].iter().product();
-                    for (i, v) in data.iter_mut().enumerate() {
-                        if indices.contains(&(i / inner.max(1) % tensor.shape()[*axis])) {
-                            *v = 0.0;
-                            touched = true;
-                        }
-                    }
-                }
-            }
-            if touched {
-                let masked = Tensor::from_f64s(tensor.dtype(), tensor.shape(), &data)?;
-                out.set_variable(id, masked)?;
-            }
+        for (id, data) in gone {
+            let ty = graph.type_of(id);
+            let masked = Tensor::from_f64s(ty.dtype, ty.shape.fixed()?, &data)?;
+            out.set_variable(id, masked)?;
         }
         Ok(out)
     }

@@ -1,73 +1,8 @@
-//! Transforms of one field: fixed, or fitted on the training part.
+//! Scaling: by fixed numbers, or fitted by element, by channel or for the data set.
 
-use crate::{Batches, Dataset, Error, ErrorKind, Result, ResultExt, Tensor};
-
-/// A fixed function of a field; the first axis runs over the examples.
-pub trait Transform: Send + Sync + std::fmt::Debug {
-    /// The field transformed.
-    ///
-    /// # Errors
-    /// If the tensor has a shape or dtype that the transform does not take.
-    fn apply(&self, field: &Tensor) -> Result<Tensor>;
-}
-
-/// A data set with a transform applied to one field as examples are read.
-///
-/// [`TensorDataset::map`](crate::TensorDataset::map) does the same once, in memory.
-#[derive(Debug, Clone)]
-pub struct Mapped<D, T> {
-    source: D,
-    field: usize,
-    transform: T,
-}
-
-impl<D: Dataset, T: Transform> Mapped<D, T> {
-    /// `source` with `transform` applied to the field of an index.
-    pub fn new(source: D, field: usize, transform: T) -> Mapped<D, T> {
-        Mapped {
-            source,
-            field,
-            transform,
-        }
-    }
-}
-
-impl<D: Dataset, T: Transform> Dataset for Mapped<D, T> {
-    fn len(&self) -> usize {
-        self.source.len()
-    }
-
-    fn get(&self, index: usize) -> Result<Vec<Tensor>> {
-        let batch = self.batch(&[index])?;
-        let one = |field: Tensor| field.reshape(&field.shape()[1..]);
-        batch.into_iter().map(one).collect()
-    }
-
-    fn batch(&self, indices: &[usize]) -> Result<Vec<Tensor>> {
-        let mut batch = self.source.batch(indices)?;
-        let fields = batch.len();
-        let field = batch.get_mut(self.field).ok_or_else(|| {
-            Error::invalid(format!("no field {}: there are {fields}", self.field))
-        })?;
-        *field = self
-            .transform
-            .apply(field)
-            .at(|| format!("field {}", self.field))?;
-        Ok(batch)
-    }
-}
-
-/// Which elements of an example share a parameter of a fitted transform.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Per {
-    /// None: each element of an example has its own (a column of a table).
-    Feature,
-    /// Those of a channel: axis 1 of `[N, C, ..]`.
-    Channel,
-    /// All.
-    Dataset,
-}
+use super::statistics::{Moments, columns, for_each, nonzero_scale, quantile};
+use super::{Per, Transform, check_examples, run_length};
+use crate::{Dataset, Error, Result, Tensor};
 
 /// `x * factor + offset`: a transform with nothing to fit, such as pixels from 0..=16 to 0..=1.
 ///
@@ -166,6 +101,14 @@ impl Standardize {
     pub fn std(&self) -> &[f64] {
         &self.affine.scale
     }
+
+    /// What [`Transform::apply`] takes back to where it came from: `x * std + mean`.
+    ///
+    /// # Errors
+    /// As [`Transform::apply`].
+    pub fn inverse(&self, field: &Tensor) -> Result<Tensor> {
+        self.affine.inverse(field)
+    }
 }
 
 impl Transform for Standardize {
@@ -175,13 +118,16 @@ impl Transform for Standardize {
 }
 
 /// Scales to a range: `low + (x - min) / (max - min) * (high - low)` (scikit-learn's
-/// `MinMaxScaler`). Values outside the fitted range leave the target range; they are not clipped.
+/// `MinMaxScaler`). Values outside the fitted range leave the target range unless they are
+/// [clipped](MinMax::clipped).
 ///
-/// A constant feature has scale 1: it becomes `low` on the data it was fitted on and stays finite
-/// elsewhere.
+/// A constant feature has `max - min` 1: it becomes `low` on the data it was fitted on and stays
+/// finite elsewhere.
 #[derive(Debug, Clone, PartialEq)]
 pub struct MinMax {
     affine: Affine,
+    clip: Option<(f32, f32)>,
+    range: (f64, f64),
 }
 
 impl MinMax {
@@ -207,10 +153,7 @@ impl MinMax {
             let (min, max) = &mut ranges[at];
             (*min, *max) = (min.min(value), max.max(value));
         })?;
-        let scale = |&(min, max): &(f64, f64)| {
-            let width = (max - min) / (high - low);
-            if max > min { width } else { 1.0 }
-        };
+        let scale = |&(min, max): &(f64, f64)| nonzero_scale(max - min) / (high - low);
         Ok(MinMax {
             affine: Affine {
                 center: ranges.iter().map(|r| r.0).collect(),
@@ -219,7 +162,17 @@ impl MinMax {
                 shape,
                 per,
             },
+            clip: None,
+            range: (low, high),
         })
+    }
+
+    /// Whether values outside the fitted range go to the ends of the target range. Default: false.
+    #[must_use]
+    pub fn clipped(mut self, clip: bool) -> MinMax {
+        let (low, high) = self.range;
+        self.clip = clip.then_some((low as f32, high as f32));
+        self
     }
 
     /// The minima, one a parameter, in row-major order.
@@ -227,14 +180,110 @@ impl MinMax {
         &self.affine.center
     }
 
-    /// What differences from the minimum are divided by: `(max - min) / (high - low)`, 1 for
-    /// constant features.
+    /// What differences from the minimum are divided by: `(max - min) / (high - low)`, with
+    /// `max - min` 1 for constant features.
     pub fn scale(&self) -> &[f64] {
         &self.affine.scale
+    }
+
+    /// What [`Transform::apply`] takes back to where it came from, unless it was clipped.
+    ///
+    /// # Errors
+    /// As [`Transform::apply`].
+    pub fn inverse(&self, field: &Tensor) -> Result<Tensor> {
+        self.affine.inverse(field)
     }
 }
 
 impl Transform for MinMax {
+    fn apply(&self, field: &Tensor) -> Result<Tensor> {
+        let mut out = self.affine.apply(field)?;
+        if let Some((low, high)) = self.clip {
+            for v in out.as_slice_mut::<f32>()? {
+                *v = v.clamp(low, high);
+            }
+        }
+        Ok(out)
+    }
+}
+
+/// Scales by quantiles, which outliers do not move: `(x - median) / (q_high - q_low)`
+/// (scikit-learn's `RobustScaler`).
+///
+/// A feature whose two quantiles are equal is divided by 1.
+///
+/// ```
+/// use opt_core::Tensor;
+/// use opt_data::{Per, Robust, TensorDataset};
+///
+/// let x = Tensor::new([5, 1], [1f32, 2., 3., 4., 1000.])?;
+/// let data = TensorDataset::new(vec![x])?;
+/// let scaler = Robust::fit(&data, 0, Per::Feature, (0.25, 0.75))?;
+/// assert_eq!((scaler.median(), scaler.scale()), (&[3.0][..], &[2.0][..]));
+/// # Ok::<(), opt_core::Error>(())
+/// ```
+#[derive(Debug, Clone, PartialEq)]
+pub struct Robust {
+    affine: Affine,
+}
+
+impl Robust {
+    /// Fits median and quantiles on a field of the training part, linear between neighbours;
+    /// `(0.25, 0.75)` is the usual range. Takes memory for a copy of the field.
+    ///
+    /// # Errors
+    /// As [`Standardize::fit`]; if the quantiles are not `0 <= low < high <= 1`.
+    pub fn fit(
+        train: &dyn Dataset,
+        field: usize,
+        per: Per,
+        (low, high): (f64, f64),
+    ) -> Result<Robust> {
+        if !(0.0 <= low && low < high && high <= 1.0) {
+            return Err(Error::invalid(format!(
+                "expected quantiles 0 <= low < high <= 1, found {low} and {high}"
+            )));
+        }
+        let (mut columns, shape) = columns(train, field, per)?;
+        let (mut center, mut scale) = (Vec::new(), Vec::new());
+        for column in &mut columns {
+            column.sort_unstable_by(f32::total_cmp);
+            center.push(quantile(column, 0.5));
+            scale.push(nonzero_scale(
+                quantile(column, high) - quantile(column, low),
+            ));
+        }
+        Ok(Robust {
+            affine: Affine {
+                center,
+                scale,
+                low: 0.0,
+                shape,
+                per,
+            },
+        })
+    }
+
+    /// The medians, one a parameter, in row-major order.
+    pub fn median(&self) -> &[f64] {
+        &self.affine.center
+    }
+
+    /// The differences of the quantiles, 1 where they are equal.
+    pub fn scale(&self) -> &[f64] {
+        &self.affine.scale
+    }
+
+    /// What [`Transform::apply`] takes back to where it came from.
+    ///
+    /// # Errors
+    /// As [`Transform::apply`].
+    pub fn inverse(&self, field: &Tensor) -> Result<Tensor> {
+        self.affine.inverse(field)
+    }
+}
+
+impl Transform for Robust {
     fn apply(&self, field: &Tensor) -> Result<Tensor> {
         self.affine.apply(field)
     }
@@ -253,13 +302,15 @@ struct Affine {
 
 impl Affine {
     fn apply(&self, field: &Tensor) -> Result<Tensor> {
-        if field.rank() == 0 || field.shape()[1..] != self.shape {
-            return Err(Error::shape(format!(
-                "fitted on examples of shape {:?}, found a field of shape {:?}",
-                self.shape,
-                field.shape()
-            )));
-        }
+        self.each(field, |x, center, scale| self.low + (x - center) / scale)
+    }
+
+    fn inverse(&self, field: &Tensor) -> Result<Tensor> {
+        self.each(field, |x, center, scale| (x - self.low) * scale + center)
+    }
+
+    fn each(&self, field: &Tensor, f: impl Fn(f64, f64, f64) -> f64) -> Result<Tensor> {
+        check_examples(field, &self.shape)?;
         let mut out = field.contiguous();
         let width: usize = self.shape.iter().product();
         let run = run_length(&self.shape, self.per);
@@ -267,7 +318,7 @@ impl Affine {
             for (at, run) in example.chunks_exact_mut(run).enumerate() {
                 let (center, scale) = (self.center[at], self.scale[at]);
                 for v in run {
-                    *v = (self.low + (f64::from(*v) - center) / scale) as f32;
+                    *v = f(f64::from(*v), center, scale) as f32;
                 }
             }
         }
@@ -275,96 +326,11 @@ impl Affine {
     }
 }
 
-/// How many neighbouring elements of an example share a parameter.
-fn run_length(shape: &[usize], per: Per) -> usize {
-    let run: usize = match per {
-        Per::Feature => 1,
-        Per::Channel => shape[1..].iter().product(),
-        Per::Dataset => shape.iter().product(),
-    };
-    run.max(1)
-}
-
-/// Mean and sum of squared differences of a stream (Welford 1962): constant streams give exactly
-/// 0, and large means do not cancel.
-#[derive(Debug, Clone, Copy, Default)]
-struct Moments {
-    count: f64,
-    mean: f64,
-    squares: f64,
-}
-
-impl Moments {
-    fn push(&mut self, value: f64) {
-        self.count += 1.0;
-        let delta = value - self.mean;
-        self.mean += delta / self.count;
-        self.squares += delta * (value - self.mean);
-    }
-
-    /// The standard deviation; 1 where the variance is within rounding of 0, by scikit-learn's
-    /// rule (`_is_constant_feature`).
-    fn scale(&self) -> f64 {
-        let variance = self.squares / self.count;
-        let rounding = self.count * f64::EPSILON;
-        let bound = rounding * variance + (rounding * self.mean).powi(2);
-        if variance <= bound {
-            1.0
-        } else {
-            variance.sqrt()
-        }
-    }
-}
-
-/// Calls `visit` with the parameter's index and the value for each element of a field; returns
-/// the shape of an example.
-fn for_each(
-    data: &dyn Dataset,
-    field: usize,
-    per: Per,
-    mut visit: impl FnMut(usize, f64),
-) -> Result<Vec<usize>> {
-    let mut shape: Option<Vec<usize>> = None;
-    for (b, batch) in Batches::new(data, 256)?.enumerate() {
-        let batch = batch?;
-        let place = || format!("field {field}");
-        let x = batch
-            .get(field)
-            .ok_or_else(|| Error::invalid(format!("no field {field}: there are {}", batch.len())))?
-            .contiguous();
-        let example = shape.get_or_insert_with(|| x.shape()[1..].to_vec());
-        if x.shape()[1..] != **example {
-            return Err(Error::shape(format!(
-                "expected examples of shape {example:?}, found {:?}",
-                &x.shape()[1..]
-            ))
-            .at(place()));
-        }
-        if per == Per::Channel && example.is_empty() {
-            return Err(Error::shape("a scalar field has no channels").at(place()));
-        }
-        let (width, run) = (example.iter().product::<usize>(), run_length(example, per));
-        for (i, &value) in x.as_slice::<f32>().at(place)?.iter().enumerate() {
-            if !value.is_finite() {
-                return Err(Error::new(
-                    ErrorKind::Data,
-                    format!("element {} is NaN or infinite", i % width),
-                )
-                .at(format!("row {}", b * 256 + i / width))
-                .at(place()));
-            }
-            visit(i % width / run, f64::from(value));
-        }
-    }
-    shape
-        .filter(|s| s.iter().all(|&d| d > 0))
-        .ok_or_else(|| Error::new(ErrorKind::Data, format!("field {field} holds no elements")))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::TensorDataset;
+    use crate::transform::Mapped;
+    use crate::{ErrorKind, TensorDataset};
 
     fn data(shape: [usize; 3], x: &[f32]) -> TensorDataset {
         TensorDataset::new(vec![Tensor::new(shape, x).unwrap()]).unwrap()
@@ -405,6 +371,8 @@ mod tests {
         );
         let test = data([1, 1, 2], &[8., -10.]);
         assert_eq!(values(&test.map(0, &scaler).unwrap()), [3., -2.]);
+        let clipped = scaler.clone().clipped(true);
+        assert_eq!(values(&test.map(0, &clipped).unwrap()), [1., -1.]);
     }
 
     #[test]
@@ -414,13 +382,31 @@ mod tests {
         let standard = Standardize::fit(&train, 0, Per::Feature).unwrap();
         assert_eq!(standard.std()[0], 1.0);
         let min_max = MinMax::fit(&train, 0, Per::Feature, (0.25, 1.0)).unwrap();
-        assert_eq!(min_max.scale()[0], 1.0);
+        assert_eq!(min_max.scale()[0], 1.0 / 0.75);
         for (scaler, low) in [(&standard as &dyn Transform, 0.0), (&min_max, 0.25)] {
             let x = values(&train.map(0, scaler).unwrap());
             assert!(x.iter().step_by(2).all(|&v| v == low), "{x:?}");
         }
         let test = data([1, 1, 2], &[1.1, 2.]);
         assert!((values(&test.map(0, &standard).unwrap())[0] - 1.0).abs() < 1e-6);
+    }
+
+    #[test]
+    fn inverses_go_back() {
+        let train = data([3, 1, 2], &[0., -5., 4., 0.5, 2., 5.]);
+        let x = &train.fields()[0];
+        let standard = Standardize::fit(&train, 0, Per::Feature).unwrap();
+        let min_max = MinMax::fit(&train, 0, Per::Feature, (-1.0, 2.0)).unwrap();
+        let robust = Robust::fit(&train, 0, Per::Feature, (0.25, 0.75)).unwrap();
+        for back in [
+            standard.inverse(&standard.apply(x).unwrap()),
+            min_max.inverse(&min_max.apply(x).unwrap()),
+            robust.inverse(&robust.apply(x).unwrap()),
+        ] {
+            for (a, b) in back.unwrap().to_f64s().iter().zip(x.to_f64s()) {
+                assert!((a - b).abs() < 1e-5, "{a} {b}");
+            }
+        }
     }
 
     #[test]
@@ -451,6 +437,9 @@ mod tests {
         assert!(Standardize::fit(&train, 1, Per::Feature).is_err());
         assert!(MinMax::fit(&train, 0, Per::Feature, (1.0, 1.0)).is_err());
         assert!(MinMax::fit(&train, 0, Per::Feature, (f64::NAN, 1.0)).is_err());
+        for range in [(0.5, 0.5), (-0.1, 0.5), (0.5, 1.1), (f64::NAN, 0.5)] {
+            assert!(Robust::fit(&train, 0, Per::Feature, range).is_err());
+        }
         assert!(Scale::new(0.0, 0.0).is_err());
         assert!(Scale::new(f32::INFINITY, 0.0).is_err());
         let labels = TensorDataset::new(vec![Tensor::new([2], [0i64, 1]).unwrap()]).unwrap();
@@ -489,7 +478,7 @@ mod tests {
         let error = Standardize::fit(&Nan, 0, Per::Feature).unwrap_err();
         assert_eq!(
             error.to_string(),
-            "field 0: row 0: element 1 is NaN or infinite"
+            "field 0: row 0: element 1 is NaN; fill missing values with an `Imputer` first"
         );
     }
 }
