@@ -8,7 +8,7 @@ mod target;
 use std::sync::Arc;
 
 pub use budget::Budget;
-use opt_core::pass::{AxisGroup, AxisMap, Needs};
+use opt_core::pass::{AxisGroup, AxisMap, Needs, shrink};
 use opt_core::{Context, Error, ErrorKind, Graph, Pass, Report, Result};
 pub use selection::ChannelSelection;
 use target::{Layer, Target, chosen};
@@ -383,7 +383,9 @@ impl Pass for ChannelPrune {
     fn apply(&self, graph: Graph, cx: &mut Context<'_>) -> Result<(Graph, Report)> {
         let selection = self.select(&graph, cx)?;
         let before = graph.parameter_count();
-        let shrunk = selection.shrink(&graph)?;
+        let map = selection.axis_map(&graph)?;
+        let shrunk = shrink(&graph, &map)?;
+        *cx.state_mut() = cx.state().shrink(&graph, &map)?;
         let report = Report::new(selection.len())
             .figure("channels removed", selection.len() as f64)
             .figure("parameters before", before as f64)
