@@ -1,11 +1,13 @@
 //! Prunes an ONNX model:
 //! `cargo run --release --example onnx_prune -- MODEL OUT --structured --sparsity 0.5`.
 
+use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{ArgGroup, Parser, ValueEnum};
 use comfy_table::{CellAlignment, Table, presets};
+use opt_core::file::write_atomically;
 use opt_core::{Context, Error, ErrorKind, Graph, Pass, Result};
 use opt_eval::ModelCost;
 use opt_examples::{ones, run, sizes};
@@ -124,7 +126,8 @@ fn command(args: &Args) -> Result<()> {
     Exporter::new().save(&after, &args.out)?;
     let layers = PruneReport::between(&before, &after)?;
     if let Some(path) = &args.json {
-        std::fs::write(path, layers.to_json()?)?;
+        let json = layers.to_json()?;
+        write_atomically(path, |file| Ok(file.write_all(json.as_bytes())?))?;
     }
     for note in &report.notes {
         println!("{note}");

@@ -8,7 +8,8 @@ use opt_data::cifar::from_bytes;
 fuzz_target!(|bytes: &[u8]| {
     for label in [CifarLabel::Ten, CifarLabel::Fine, CifarLabel::Coarse] {
         if let Ok(data) = from_bytes(bytes, label) {
-            data.check_labels(1, label.classes()).expect("labels in range");
+            data.check_labels(1, label.classes())
+                .expect("labels in range");
         }
     }
 });

@@ -15,7 +15,9 @@ fuzz_target!(|bytes: &[u8]| {
     let _ = numbers.read_from(bytes, "numbers");
     if let Ok(table) = text.read_table_from(bytes, "text") {
         // What a table gives is what its own schema reads again.
-        let again = text.schema(table.schema.clone()).read_table_from(bytes, "again");
+        let again = text
+            .schema(table.schema.clone())
+            .read_table_from(bytes, "again");
         assert_eq!(again.expect("the same file").schema, table.schema);
     }
 });

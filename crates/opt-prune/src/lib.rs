@@ -30,6 +30,18 @@
 //! # Ok(())
 //! # }
 //! ```
+//!
+//! - [`ChannelPrune`] removes channels, neurons and attention heads: a share of each layer or of
+//!   all together, down to widths, or until a [`Budget`] of parameters, multiply-adds, bytes or
+//!   latency is met.
+//! - [`UnstructuredPrune`] sets single weights or tiles of them to zero, [`NmPrune`] all but N of
+//!   each M; masks hold through training.
+//! - A [`Criterion`] says what goes: [`Magnitude`], [`Taylor`], [`BatchNormScale`], [`Fpgm`],
+//!   [`Lamp`], [`Random`], or one of your own.
+//! - [`PruneRetrain`] prunes and trains in turn by a [`SparsitySchedule`].
+//! - [`LotteryTicket`] looks for sparse networks that train from their initial values; [`Rewind`],
+//!   [`Reinitialize`] and [`ShuffleMasks`] are its parts and controls.
+//! - [`PruneReport`] says what became of each layer.
 
 #![forbid(unsafe_code)]
 

@@ -275,3 +275,66 @@ fn nan_weights_are_an_error_at_their_name() {
         assert!(error.to_string().starts_with("fc2.weight"), "{error}");
     }
 }
+
+#[test]
+fn networks_with_batch_norm_shrink_by_every_criterion() {
+    use opt_core::nn::zoo::{self, MobileNetV2};
+    use opt_data::TensorDataset;
+    use opt_prune::{BatchNormScale, Criterion, Fpgm, Lamp, Taylor};
+    use opt_train::CrossEntropy;
+
+    let stream = opt_core::random::Philox::new(3);
+    let images: Vec<f64> = (0..4 * 768).map(|i| stream.normal(1, i)).collect();
+    let images = Tensor::from_f64s(DType::F32, [4, 3, 16, 16], &images).unwrap();
+    let labels = Tensor::new([4], [0i64, 1, 2, 3]).unwrap();
+    let data = TensorDataset::new(vec![images.clone(), labels]).unwrap();
+    let backend = NdarrayBackend::new().threads(1);
+    let mut config = MobileNetV2::cifar();
+    config.classes = 4;
+    config.image = [3, 16, 16];
+    config.width = 0.25;
+    for graph in [
+        zoo::resnet20([3, 16, 16], 4, 0).unwrap(),
+        zoo::mobilenet_v2(&config, 0).unwrap(),
+    ] {
+        // Scales that differ, so that what goes is not by position.
+        let mut graph = graph;
+        let scales: Vec<_> = graph
+            .nodes()
+            .filter(|(_, n)| matches!(n.op(), opt_core::ops::Op::BatchNorm(_)))
+            .map(|(_, n)| n.inputs()[1])
+            .collect();
+        for (k, id) in scales.into_iter().enumerate() {
+            let shape = graph.value(id).tensor().unwrap().shape().to_vec();
+            let data: Vec<f64> = (0..shape[0] as u64)
+                .map(|i| 0.5 + stream.uniform(9 + k as u64, i))
+                .collect();
+            let scale = Tensor::from_f64s(DType::F32, &shape, &data).unwrap();
+            graph.set_variable(id, scale).unwrap();
+        }
+        let criteria: [Box<dyn Criterion>; 4] = [
+            Box::new(BatchNormScale),
+            Box::new(Fpgm),
+            Box::new(Lamp),
+            Box::new(Taylor::new(CrossEntropy)),
+        ];
+        for criterion in criteria {
+            let name = format!("{criterion:?}");
+            let prune = ChannelPrune::new(0.4).global().criterion(criterion);
+            let mut cx = Context::new().with_backend(&backend).with_training(&data);
+            let selection = prune.select(&graph, &mut cx).unwrap();
+            assert!(selection.len() > 20, "{name}");
+            let run = |g: &Graph| {
+                let inputs = std::slice::from_ref(&images);
+                backend.run_once(g, inputs).unwrap()[0].to_f64s()
+            };
+            let (masked, small) = (
+                selection.mask(&graph).unwrap(),
+                selection.shrink(&graph).unwrap(),
+            );
+            for (a, b) in run(&masked).iter().zip(run(&small)) {
+                assert!((a - b).abs() <= 1e-4 * (1.0 + a.abs()), "{name}: {a} {b}");
+            }
+        }
+    }
+}

@@ -268,6 +268,8 @@ mod tests {
             .padding(1)
             .augment(&mut batch, 0, 0);
         assert_eq!(error.unwrap_err().kind(), crate::ErrorKind::Shape);
+        let endless = RandomCrop::new(1, 1).unwrap().padding(usize::MAX);
+        assert!(endless.augment(&mut batch, 0, 0).is_err());
         let mut flat = Tensor::new([2, 2], [0f32; 4]).unwrap();
         assert!(Cutout::new(1).unwrap().augment(&mut flat, 0, 0).is_err());
         let mut ints = Tensor::new([1, 1, 1, 1], [0i64]).unwrap();

@@ -67,7 +67,9 @@ impl ChannelPrune {
     /// Removes a share, in `[0, 1]`, of the heads of each attention layer and nothing else, with
     /// their rows and columns of the query, key, value and output projections (Michel et al. 2019,
     /// "Are Sixteen Heads Really Better than One?"); at least one stays. Works on `Attention` ops
-    /// and on graphs that spell attention out, as ONNX exporters do.
+    /// and on graphs that spell attention out, as ONNX exporters do, with projections of their own
+    /// or one for all three. Heads stay where a reshape merges them with a batch that is not 1, as
+    /// PyTorch's `MultiheadAttention` does.
     ///
     /// ```
     /// use opt_core::nn::{MultiHeadAttention, ModelBuilder};
