@@ -2,6 +2,7 @@
 //! them.
 
 mod backend;
+pub mod ledger;
 mod optimizer;
 
 pub use backend::BackendArgs;

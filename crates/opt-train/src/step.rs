@@ -32,6 +32,12 @@ pub trait Objective: std::fmt::Debug + Send + Sync {
     /// If the model's outputs do not suit the objective.
     fn targets(&self, b: &GraphBuilder, model: &ModelIo) -> Result<Vec<TensorType>>;
 
+    /// Whether the only target is a distribution over classes, so that a class index can stand for
+    /// it; at first not.
+    fn takes_probabilities(&self) -> bool {
+        false
+    }
+
     /// Adds the loss, a value of rank 0.
     ///
     /// # Errors
@@ -50,6 +56,10 @@ impl<L: Loss> Objective for Supervised<L> {
     fn targets(&self, b: &GraphBuilder, model: &ModelIo) -> Result<Vec<TensorType>> {
         let output = first_output(model)?;
         Ok(vec![self.0.target_type(b.type_of(output))?])
+    }
+
+    fn takes_probabilities(&self) -> bool {
+        self.0.takes_probabilities()
     }
 
     fn build(&self, b: &mut GraphBuilder, model: &ModelIo, targets: &[ValueId]) -> Result<ValueId> {

@@ -642,3 +642,48 @@ fn every_fold_is_a_run_of_its_own() {
         .unwrap_err();
     assert!(error.to_string().contains("fold 2"), "{error}");
 }
+
+#[test]
+fn reading_ahead_changes_nothing() {
+    let (data, backend) = (data(50), NdarrayBackend::new());
+    let fit = |trainer: Trainer| trainer.epochs(3).fit(model(0.2), &data, &backend).unwrap();
+    let (plain, history) = fit(trainer());
+    let (ahead, ahead_history) = fit(trainer().prefetch(2));
+    assert_eq!(weights(&plain), weights(&ahead));
+    assert_eq!(history, ahead_history);
+}
+
+#[test]
+fn class_indices_serve_where_probabilities_are_wanted() {
+    use opt_data::MixUp;
+    use opt_train::SoftCrossEntropy;
+    let (data, backend) = (data(60), NdarrayBackend::new());
+    let soft = Supervised(SoftCrossEntropy);
+    let fit = |trainer: Trainer| {
+        let mut silent = opt_core::observer::Silent;
+        let trainer = trainer.epochs(8);
+        trainer
+            .fit_with(model(0.0), &data, Some(&data), &backend, &mut silent)
+            .unwrap()
+    };
+    let (_, indices) = fit(trainer());
+    let (_, probabilities) = fit(trainer().objective(soft.clone()));
+    for (a, b) in indices.epochs.iter().zip(&probabilities.epochs) {
+        assert!((a.loss - b.loss).abs() < 1e-5);
+        assert!((a.val_loss.unwrap() - b.val_loss.unwrap()).abs() < 1e-5);
+        assert_eq!(a.val_accuracy, b.val_accuracy);
+    }
+    let mixed = trainer()
+        .objective(soft)
+        .augment(MixUp::new(0.4, 2).unwrap());
+    let (_, mixed) = fit(mixed);
+    let last = mixed.epochs.last().unwrap();
+    assert!(
+        last.loss > probabilities.epochs[7].loss,
+        "mixed labels are harder"
+    );
+    assert!(last.val_accuracy.unwrap() > 0.8);
+    // A loss of class indices does not take them mixed.
+    let wrong = trainer().augment(MixUp::new(0.4, 2).unwrap());
+    assert!(wrong.fit(model(0.0), &data, &backend).is_err());
+}

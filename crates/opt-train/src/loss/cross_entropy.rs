@@ -46,6 +46,10 @@ impl Loss for SoftCrossEntropy {
         Ok(prediction.clone())
     }
 
+    fn takes_probabilities(&self) -> bool {
+        true
+    }
+
     fn build(&self, b: &mut GraphBuilder, prediction: ValueId, target: ValueId) -> Result<ValueId> {
         let log = b.log_softmax(prediction, 1)?;
         let product = b.mul(log, target)?;

@@ -56,6 +56,12 @@ pub trait Loss: std::fmt::Debug + Send + Sync {
     /// If the loss takes no such prediction.
     fn target_type(&self, prediction: &TensorType) -> Result<TensorType>;
 
+    /// Whether the target is a distribution over classes, so that a class index can stand for it;
+    /// at first not.
+    fn takes_probabilities(&self) -> bool {
+        false
+    }
+
     /// Adds the loss, a value of rank 0.
     ///
     /// # Errors

@@ -73,6 +73,7 @@ pub struct Trainer {
     batch_size: usize,
     drop_last: bool,
     accumulate: usize,
+    prefetch: usize,
     seed: u64,
     patience: Option<u64>,
     keep_best: bool,
@@ -100,6 +101,7 @@ impl Trainer {
             batch_size: 32,
             drop_last: false,
             accumulate: 1,
+            prefetch: 0,
             seed: 0,
             patience: None,
             keep_best: false,
@@ -177,7 +179,17 @@ impl Trainer {
         self
     }
 
-    /// Changes the first input of every training batch.
+    /// Reads up to `ahead` batches ahead in a thread of its own; for data sets that read files or
+    /// transform as they go. 0, as at first, reads each batch when it is needed.
+    #[must_use]
+    pub fn prefetch(mut self, ahead: usize) -> Trainer {
+        self.prefetch = ahead;
+        self
+    }
+
+    /// Changes every training batch: its first input, or, as [`MixUp`](opt_data::MixUp), its
+    /// targets too. Those become probabilities of classes, which
+    /// [`SoftCrossEntropy`](crate::SoftCrossEntropy) takes.
     #[must_use]
     pub fn augment(mut self, augment: impl Augment + 'static) -> Trainer {
         self.augment = Some(Arc::new(augment));
@@ -319,6 +331,9 @@ impl Trainer {
     /// Trains a model on a data set, with a validation set and an observer.
     ///
     /// The graph comes back in the mode it had, with the trained variables.
+    ///
+    /// Where the objective takes probabilities `[N, C]` of classes and the data have class indices,
+    /// these become probabilities of 0 and 1.
     ///
     /// # Errors
     /// [`ErrorKind::Data`](opt_core::ErrorKind::Data) if a data set is empty, a label is out of

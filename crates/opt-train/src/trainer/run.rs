@@ -10,7 +10,7 @@ use opt_core::{
     Backend, DType, Dim, Error, ErrorKind, Event, Graph, GraphBuilder, Result, ResultExt, Session,
     Symbol, Tensor, ValueId,
 };
-use opt_data::Batches;
+use opt_data::{Batches, one_hot};
 
 use super::{Epoch, History, Trainer};
 use crate::accumulate;
@@ -178,6 +178,9 @@ fn check_data(graph: &Graph, data: &dyn Dataset, classes: Option<usize>) -> Resu
     };
     for i in 0..data.len() {
         let label = data.get(i)?.pop().expect("has fields");
+        if label.dtype() != DType::I64 {
+            break;
+        }
         if let Some(bad) = label
             .to_f64s()
             .into_iter()
@@ -192,18 +195,44 @@ fn check_data(graph: &Graph, data: &dyn Dataset, classes: Option<usize>) -> Resu
     Ok(())
 }
 
-/// Number of classes if the only target is a class index for the first output.
-fn classes(step: &Graph, model: &Graph) -> Option<usize> {
-    let target = step.find("target").ok()?;
-    let output = model.outputs().next()?;
-    let (target, output) = (step.type_of(target), model.type_of(output));
-    let indices = target.dtype == DType::I64 && output.rank() == target.rank() + 1;
-    let second = step.inputs().get(model.inputs().len() + 1);
-    let one = second.is_none_or(|&v| step.value(v).name() == LR);
-    if indices && one && output.rank() >= 2 {
-        output.shape[1].as_fixed()
-    } else {
-        None
+/// What the examples' last field is, if there is one target for the first output.
+#[derive(Debug, Default, PartialEq)]
+struct Targets {
+    /// The number of classes, where targets are class indices or probabilities of classes.
+    classes: Option<usize>,
+    /// Whether the objective takes probabilities. Data may have class indices all the same.
+    probabilities: bool,
+}
+
+impl Targets {
+    fn of(trainer: &Trainer, step: &Graph, model: &Graph) -> Targets {
+        let targets = (step.find("target").ok(), model.outputs().next());
+        let (Some(target), Some(output)) = targets else {
+            return Targets::default();
+        };
+        let second = step.inputs().get(model.inputs().len() + 1);
+        let one = second.is_none_or(|&v| step.value(v).name() == LR);
+        let (target, output) = (step.type_of(target), model.type_of(output));
+        let indices = target.dtype == DType::I64 && output.rank() == target.rank() + 1;
+        let probabilities = trainer.objective.takes_probabilities() && output.rank() == 2;
+        if !one || output.rank() < 2 || !(indices || probabilities) {
+            return Targets::default();
+        }
+        Targets {
+            classes: output.shape[1].as_fixed(),
+            probabilities,
+        }
+    }
+}
+
+/// Turns class indices, if the last field is any, into probabilities of 0 and 1.
+fn as_probabilities(inputs: &mut [Tensor], classes: usize) -> Result<()> {
+    match inputs.last_mut() {
+        Some(labels) if labels.dtype() == DType::I64 => {
+            *labels = one_hot(labels, classes)?;
+            Ok(())
+        }
+        _ => Ok(()),
     }
 }
 
@@ -252,7 +281,11 @@ pub(super) fn fit(
         trainer.optimizer.as_ref(),
         &trainer.options,
     )?;
-    let classes = classes(&step_graph, &model);
+    let Targets {
+        classes,
+        probabilities,
+    } = Targets::of(trainer, &step_graph, &model);
+    let probabilities = classes.filter(|_| probabilities);
     let symbol = batch_symbol(&model);
     let without_lr = validation_graph(trainer, &run)?;
     check_data(&without_lr, data, classes).at(|| "training data")?;
@@ -305,54 +338,36 @@ pub(super) fn fit(
         total,
     });
     for epoch in state.epoch..trainer.epochs {
-        let (mut sum, mut seen) = (0.0, 0);
         let epoch_batches = Batches::new(data, trainer.batch_size)?
             .drop_last(trainer.drop_last)
             .shuffled(trainer.seed, epoch);
-        for (i, batch) in epoch_batches.enumerate() {
-            let mut inputs = batch?;
-            let step = epoch * batches + i as u64;
-            if let Some(augment) = &trainer.augment {
-                augment.augment(&mut inputs[0], trainer.seed, step)?;
-            }
-            let size = inputs[0].shape().first().copied().unwrap_or(1);
-            let update = epoch * updates + (i / trainer.accumulate) as u64;
-            let schedule = &trainer.schedule;
-            let lr = schedule.lr_after(update, total_updates, &state.history.epochs);
-            inputs.push(Tensor::scalar(lr as f32));
-            if trainer.options.accumulate {
-                let (weight, last) = plan[i];
-                inputs.push(Tensor::scalar(weight as f32));
-                inputs.push(Tensor::from_bools([], [last])?);
-            }
-            let outputs = steps.of(size)?.run(&inputs).at(|| format!("step {step}"))?;
-            let loss = outputs[0].item()?;
-            if !loss.is_finite() {
-                return Err(Error::new(
-                    ErrorKind::Data,
-                    format!(
-                        "the loss is {loss} at step {step}; lower the learning rate ({lr}), clip \
-                         the gradients or check the data for NaN{}",
-                        match &trainer.mixed_precision {
-                            Some(pass) =>
-                                format!(", or keep layers that overflow {} in f32", pass.dtype()),
-                            None => String::new(),
-                        }
-                    ),
-                ));
-            }
-            sum += loss * size as f64;
-            seen += size;
-            observer.event(&Event::Progress {
-                done: step + 1,
-                metrics: vec![("loss", loss), ("lr", lr)],
-            });
-        }
-        let mut record = Epoch::new(epoch, sum / seen as f64);
+        let pace = Pace {
+            epoch,
+            plan: &plan,
+            updates,
+            total_updates,
+            probabilities,
+            history: &state.history.epochs,
+        };
+        let loss = match trainer.prefetch {
+            0 => train_epoch(trainer, &mut steps, epoch_batches, &pace, observer)?,
+            ahead => std::thread::scope(|scope| {
+                let epoch_batches = epoch_batches.prefetch(ahead, scope)?;
+                train_epoch(trainer, &mut steps, epoch_batches, &pace, observer)
+            })?,
+        };
+        let mut record = Epoch::new(epoch, loss);
         let scale = steps.loss_scale(epoch)?;
         if let Some(validation) = validation {
             eval.load(&averaged(steps.sync()?)?)?;
-            validate(&mut eval, trainer, validation, classes, &mut record)?;
+            validate(
+                &mut eval,
+                trainer,
+                validation,
+                classes,
+                probabilities,
+                &mut record,
+            )?;
         }
         report(observer, &record, scale);
         let stop = state.record(trainer, record, &mut steps)?;
@@ -385,6 +400,74 @@ pub(super) fn fit(
     }
     trained.verify()?;
     Ok((trained, state.history))
+}
+
+/// Where an epoch is in its run.
+struct Pace<'a> {
+    epoch: u64,
+    /// For each batch its weight in its update, and whether it is the last of it.
+    plan: &'a [(f64, bool)],
+    /// Updates of an epoch.
+    updates: u64,
+    total_updates: u64,
+    /// The number of classes, where the objective takes probabilities.
+    probabilities: Option<usize>,
+    history: &'a [Epoch],
+}
+
+/// Takes the steps of an epoch; its mean loss.
+fn train_epoch(
+    trainer: &Trainer,
+    steps: &mut Sessions<'_>,
+    batches: impl Iterator<Item = Result<Vec<Tensor>>>,
+    pace: &Pace<'_>,
+    observer: &mut dyn Observer,
+) -> Result<f64> {
+    let (mut sum, mut seen) = (0.0, 0);
+    for (i, batch) in batches.enumerate() {
+        let mut inputs = batch?;
+        let step = pace.epoch * pace.plan.len() as u64 + i as u64;
+        if let Some(augment) = &trainer.augment {
+            augment.augment_batch(&mut inputs, trainer.seed, step)?;
+        }
+        if let Some(classes) = pace.probabilities {
+            as_probabilities(&mut inputs, classes)?;
+        }
+        let size = inputs[0].shape().first().copied().unwrap_or(1);
+        let update = pace.epoch * pace.updates + (i / trainer.accumulate) as u64;
+        let schedule = &trainer.schedule;
+        let lr = schedule.lr_after(update, pace.total_updates, pace.history);
+        inputs.push(Tensor::scalar(lr as f32));
+        if trainer.options.accumulate {
+            let (weight, last) = pace.plan[i];
+            inputs.push(Tensor::scalar(weight as f32));
+            inputs.push(Tensor::from_bools([], [last])?);
+        }
+        let outputs = steps.of(size)?.run(&inputs).at(|| format!("step {step}"))?;
+        let loss = outputs[0].item()?;
+        if !loss.is_finite() {
+            let keep = trainer
+                .mixed_precision
+                .as_ref()
+                .map_or_else(String::new, |pass| {
+                    format!(", or keep layers that overflow {} in f32", pass.dtype())
+                });
+            return Err(Error::new(
+                ErrorKind::Data,
+                format!(
+                    "the loss is {loss} at step {step}; lower the learning rate ({lr}), clip the \
+                     gradients or check the data for NaN{keep}"
+                ),
+            ));
+        }
+        sum += loss * size as f64;
+        seen += size;
+        observer.event(&Event::Progress {
+            done: step + 1,
+            metrics: vec![("loss", loss), ("lr", lr)],
+        });
+    }
+    Ok(sum / seen as f64)
 }
 
 /// A step graph with the optimizer's slots from a state.
@@ -438,17 +521,22 @@ fn validate(
     trainer: &Trainer,
     data: &dyn Dataset,
     classes: Option<usize>,
+    probabilities: Option<usize>,
     record: &mut Epoch,
 ) -> Result<()> {
     let (mut loss, mut correct, mut seen) = (0.0, 0, 0);
     let size = trainer.batch_size.max(64).min(data.len());
     for batch in Batches::new(data, size)? {
-        let inputs = batch?;
+        let mut inputs = batch?;
+        let labels = inputs.last().expect("has a target").clone();
+        if let Some(classes) = probabilities {
+            as_probabilities(&mut inputs, classes)?;
+        }
         let n = inputs[0].shape().first().copied().unwrap_or(1);
         let outputs = eval.of(n)?.run(&inputs)?;
         loss += outputs[0].item()? * n as f64;
-        if classes.is_some() {
-            let (c, s) = hits(&outputs[1], inputs.last().expect("has a target"))?;
+        if classes.is_some() && labels.dtype() == DType::I64 {
+            let (c, s) = hits(&outputs[1], &labels)?;
             correct += c;
             seen += s;
         }
