@@ -11,6 +11,7 @@ pub(super) struct TwoBits;
 
 const DENSE: &str = "32-bit weights";
 const NEAREST: &str = "2-bit weights, rounded to nearest";
+const PER_TENSOR: &str = "2-bit weights, rounded to nearest, one scale a layer";
 const TRAINED: &str = "2-bit weights, trained, scales from the range";
 const LEARNED: &str = "2-bit weights, trained, scales learned";
 
@@ -45,9 +46,12 @@ impl Claim for TwoBits {
             let graph = lab.run(dense.clone(), &Pipeline::new().then(pass))?;
             lab.error(&graph)
         };
+        let coarse = Config::default().weights(two.per_tensor());
+        let coarse = lab.apply(dense.clone(), &QuantizeStatic::with(coarse))?;
         let nearest = lab.apply(dense.clone(), &QuantizeStatic::with(config.clone()))?;
         Ok(vec![
             (DENSE, lab.error(&dense)?),
+            (PER_TENSOR, lab.error(&coarse)?),
             (NEAREST, lab.error(&nearest)?),
             (TRAINED, aware(config.clone())?),
             (LEARNED, aware(config.learn_scales())?),
