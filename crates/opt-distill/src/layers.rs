@@ -1,6 +1,6 @@
 //! Which layer of a student goes with which of its teacher.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use opt_core::ops::Op;
 use opt_core::{Error, ErrorKind, Graph, Result, ValueId, ValueKind};
@@ -273,11 +273,19 @@ pub(crate) fn find(graph: &Graph, whose: &str, name: &str) -> Result<ValueId> {
 
 /// Names of layers that resemble a name, as the end of a sentence.
 fn near(graph: &Graph, name: &str) -> String {
-    let mut found: Vec<(usize, &str)> = graph
-        .nodes()
-        .filter(|(_, n)| !matches!(n.op(), Op::Assign(_)))
-        .map(|(_, n)| (distance(name, n.name()), n.name()))
-        .collect();
+    let mut names: BTreeSet<&str> = BTreeSet::new();
+    for (_, node) in graph.nodes() {
+        if matches!(node.op(), Op::Assign(_)) {
+            continue;
+        }
+        names.insert(node.name());
+        names.extend(
+            node.name()
+                .match_indices('.')
+                .map(|(i, _)| &node.name()[..i]),
+        );
+    }
+    let mut found: Vec<(usize, &str)> = names.iter().map(|n| (distance(name, n), *n)).collect();
     found.sort_by_key(|&(distance, _)| distance);
     let names: Vec<String> = found
         .iter()
