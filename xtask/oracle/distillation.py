@@ -150,6 +150,27 @@ def averaged(s, t, temperature, average):
     return F.kl_div(log_q, p, reduction="batchmean") * temperature**2
 
 
+def self_distillation(s, t, labels, temperature, alpha):
+    """Logits of three classifiers side by side, the deepest first."""
+    deepest, *exits = s.chunk(3, 1)
+    loss = F.cross_entropy(deepest, labels)
+    for z in exits:
+        soft = soft_targets(z, deepest.detach(), temperature)
+        loss = loss + alpha * soft + (1 - alpha) * F.cross_entropy(z, labels)
+    return loss
+
+
+def mutual(s, t, labels, temperature, weight):
+    """Logits of three students side by side."""
+    students = s.chunk(3, 1)
+    loss = sum(F.cross_entropy(z, labels) for z in students)
+    for k, own in enumerate(students):
+        for l, other in enumerate(students):
+            if k != l:
+                loss = loss + weight / 2 * soft_targets(own, other.detach(), temperature)
+    return loss
+
+
 def main(folder):
     r = torch.randn
     for n, c in [(5, 7), (1, 3), (4, 2)]:
@@ -200,6 +221,12 @@ def main(folder):
 
     for average in ("probabilities", "logits"):
         case("averaged", averaged, r(4, 3), 3 * r(4, 9), temperature=2.0, average=average)
+
+    labels = torch.randint(0, 4, (5,))
+    joint, unused = 2 * r(5, 12), torch.zeros(1)
+    case("self_distillation", self_distillation, joint, unused, labels, temperature=3.0, alpha=0.4)
+    case("mutual", mutual, joint, unused, labels, temperature=1.0, weight=1.0)
+    case("mutual", mutual, joint, unused, labels, temperature=2.0, weight=0.5)
     path = pathlib.Path(folder) / "distillation.json"
     lines = ",\n".join(json.dumps(case) for case in cases)
     path.write_text(f"[\n{lines}\n]\n")

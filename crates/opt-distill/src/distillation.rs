@@ -111,16 +111,16 @@ impl Distillation {
     /// weights, which need not sum to 1; a layer is that of the teacher that its pair names.
     pub fn from_teachers(self, teachers: impl IntoIterator<Item = (f64, Graph)>) -> FromTeacher {
         let shared = |(weight, graph)| (weight, Arc::new(graph));
-        self.from_shared(teachers.into_iter().map(shared).collect())
+        self.taught_by(teachers.into_iter().map(shared).collect())
     }
 
-    pub(crate) fn from_shared(self, teachers: Vec<(f64, Arc<Graph>)>) -> FromTeacher {
+    pub(crate) fn taught_by(self, teachers: Vec<(f64, Arc<Graph>)>) -> FromTeacher {
         FromTeacher::new(self, teachers)
     }
 
     /// The objective of a student whose examples carry the teacher's logits behind the label, as
     /// [`with_teacher_logits`](crate::with_teacher_logits) adds them. There is no teacher to take
-    /// layers from.
+    /// layers from, and validation, which finds two targets, reports the loss but no accuracy.
     pub fn from_logits(self) -> FromLogits {
         FromLogits::new(self)
     }

@@ -54,8 +54,8 @@ impl LayerPair {
     /// Compares a trainable linear map of the student's channels to the teacher's number of
     /// channels: a convolution of size 1 for `[N, C, H, W]`, a linear layer for `[N, C]` and
     /// `[N, T, C]`, with a bias. It starts as PyTorch starts such layers, by
-    /// [`Distillation::seed`](crate::Distillation::seed), is trained by the student's optimizer,
-    /// and is no part of the student that comes back.
+    /// [`Distillation::seed`](crate::Distillation::seed), is trained (and regularized) as the
+    /// student's parameters are, and is no part of the student that comes back.
     #[must_use]
     pub fn project(mut self) -> LayerPair {
         self.project = Project::Always;

@@ -16,7 +16,7 @@
 //! ([`Distillation::from_teacher`]), several ([`Distillation::from_teachers`]) or one that has run
 //! already ([`with_teacher_logits`], [`Distillation::from_logits`]); as a pass it is [`Distil`].
 //! [`BornAgain`] distils generation after generation, [`Mutual`] trains students that teach each
-//! other.
+//! other, and with [`SelfDistillation`] a network teaches its own early exits.
 //!
 //! ```
 //! use opt_core::nn::{Linear, ModelBuilder};
@@ -71,6 +71,7 @@ mod logits;
 mod math;
 mod mutual;
 mod pass;
+mod self_distillation;
 
 pub use born_again::BornAgain;
 pub use distillation::Distillation;
@@ -85,3 +86,4 @@ pub use logits::{Dist, Dkd, LogitLoss, SoftTargets};
 pub use mutual::Mutual;
 pub use opt_core::{Error, ErrorKind, Result};
 pub use pass::Distil;
+pub use self_distillation::SelfDistillation;

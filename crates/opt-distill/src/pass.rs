@@ -75,7 +75,7 @@ impl Pass for Distil {
             true => vec![(1.0, Arc::new(cx.teacher()?.clone()))],
             false => self.teachers.clone(),
         };
-        let objective = self.distillation.clone().from_shared(teachers);
+        let objective = self.distillation.clone().taught_by(teachers);
         self.trainer.clone().objective(objective).fit_in(graph, cx)
     }
 }

@@ -4,8 +4,8 @@
 use opt_core::autodiff::grad;
 use opt_core::{Backend, DType, Graph, GraphBuilder, Result, Tensor, TensorType, ValueId};
 use opt_distill::{
-    AttentionTransfer, Average, Dist, Distillation, Dkd, FromTeacher, Hint, LayerPair, Pad, Rkd,
-    SoftTargets, SoftmaxRegression,
+    AttentionTransfer, Average, Dist, Distillation, Dkd, Hint, LayerPair, Mutual, Pad, Rkd,
+    SelfDistillation, SoftTargets, SoftmaxRegression,
 };
 use opt_ndarray::NdarrayBackend;
 use opt_train::{ModelIo, Objective};
@@ -47,15 +47,30 @@ fn network(
     b.finish().unwrap()
 }
 
-/// The loss and its gradients by the student's layer and by the parameters that it adds.
+/// The loss and its gradients by the student's layer and by the parameters that it adds. The
+/// student's outputs are equal parts of its layer.
 fn run(
-    objective: &FromTeacher,
+    objective: &dyn Objective,
     s: &Tensor,
     t: &Tensor,
     labels: Option<&Tensor>,
     parameters: &[(String, Tensor)],
+    outputs: usize,
 ) -> Result<Vec<Tensor>> {
-    let mut b = GraphBuilder::extend(network(s, t, 0, |_, layer| Ok(layer)));
+    let student = network(s, t, 0, |_, layer| Ok(layer));
+    let layer = student.outputs().next().expect("it has one");
+    let mut b = GraphBuilder::extend(student);
+    if outputs > 1 {
+        b.clear_outputs();
+        let width = s.shape()[1] / outputs;
+        for (i, part) in b
+            .split(layer, 1, &vec![width; outputs])?
+            .into_iter()
+            .enumerate()
+        {
+            b.output(&format!("part{i}"), part)?;
+        }
+    }
     let io = ModelIo {
         inputs: b.graph().inputs().to_vec(),
         outputs: b.graph().outputs().collect(),
@@ -95,7 +110,7 @@ fn losses_and_gradients_equal_the_formulas() {
     let golden: Value =
         serde_json::from_str(include_str!("golden/distillation.json")).expect("golden JSON");
     let cases = golden.as_array().expect("a list of cases");
-    assert_eq!(cases.len(), 52);
+    assert_eq!(cases.len(), 55);
     // 32 bits lose digits in differences: up to a hundredfold of the rounding.
     for (dtype, tolerance) in [(DType::F64, 1e-9), (DType::F32, 2e-5)] {
         for (i, case) in cases.iter().enumerate() {
@@ -197,6 +212,8 @@ fn check(case: &Value, index: usize, dtype: DType, tolerance: f64) {
             new.logits(1.0, SoftTargets::only(set("temperature")))
                 .average(average)
         }
+        // Objectives of their own.
+        "mutual" | "self_distillation" => new,
         other => panic!("the script has a loss `{other}` that the test does not know"),
     };
     if !parameters.is_empty() {
@@ -205,8 +222,27 @@ fn check(case: &Value, index: usize, dtype: DType, tolerance: f64) {
     for (name, _) in &mut parameters {
         *name = format!("distil.features0.0.{scope}.{name}");
     }
-    let objective = distillation.from_teachers(teachers);
-    let out = run(&objective, &s, &t, labels.as_ref(), &parameters)
+    let from_teachers = distillation.from_teachers(teachers);
+    let (objective, outputs): (&dyn Objective, usize) = match name {
+        "mutual" => (
+            &Mutual {
+                temperature: set("temperature"),
+                weight: set("weight"),
+            },
+            3,
+        ),
+        "self_distillation" => (
+            &SelfDistillation {
+                exits: SoftTargets {
+                    temperature: set("temperature"),
+                    alpha: set("alpha"),
+                },
+            },
+            3,
+        ),
+        _ => (&from_teachers, 1),
+    };
+    let out = run(objective, &s, &t, labels.as_ref(), &parameters, outputs)
         .unwrap_or_else(|e| panic!("{what}: {e}"));
     let value = case["value"].as_f64().expect("a number");
     close(

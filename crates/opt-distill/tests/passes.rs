@@ -12,7 +12,7 @@ use opt_core::{
 };
 use opt_distill::{
     AttentionTransfer, Distil, Distillation, Dkd, FromTeacher, Hint, LayerMap, LayerPair, Mutual,
-    SoftTargets,
+    SelfDistillation, SoftTargets,
 };
 use opt_ndarray::NdarrayBackend;
 use opt_onnx::{Exporter, Importer};
@@ -256,7 +256,14 @@ fn what_does_not_fit_is_named() {
     let objective = new().features(1.0, Hint::mse(), LayerMap::default());
     let error = refused(&student, objective.from_teacher(teacher.clone()));
     says(error, &["no pair of layers"]);
-    // Students of different classes.
+    let error = training_graph(
+        &student,
+        &SelfDistillation::default(),
+        &Sgd::default(),
+        &StepOptions::default(),
+    );
+    says(error.unwrap_err().to_string(), &["1 outputs", "exit"]);
+    // Students of different inputs.
     let (train, _) = images(8, 1);
     let error = Mutual::default()
         .fit(
@@ -304,6 +311,8 @@ fn the_configuration_states_all_settings() {
         .seed(3);
     let pass = Distil::new(distillation.clone(), trainer(1e-2).epochs(7));
     let text = pass.config();
+    let table: toml::Table = text.parse().unwrap();
+    assert_eq!(table["features"][0]["weight"].as_float(), Some(50.0));
     for line in [
         "seed = 3",
         "average = \"probabilities\"",

@@ -299,6 +299,44 @@ fn stages_of_the_same_resolution_are_paired() {
         .fit(student.clone(), &train, &NdarrayBackend::new())
         .unwrap();
     assert!(history.epochs[2].loss < history.epochs[0].loss);
+    // No resolution in common, but as many: in order, pooled to the smaller.
+    let plain = |name: &str, kernel: usize, width: usize| {
+        let mut b = opt_core::nn::ModelBuilder::new(name, 0);
+        let mut x = b.batch("x", [1, 8, 8]).unwrap();
+        for i in 0..2 {
+            let layer = opt_core::nn::Conv::new(width, [kernel, kernel]);
+            x = b.layer(&format!("c{i}"), layer, x).unwrap();
+        }
+        let x = b.flatten(x, 1).unwrap();
+        let y = b.layer("fc", opt_core::nn::Linear::new(10), x).unwrap();
+        b.output("logits", y).unwrap();
+        b.finish().unwrap()
+    };
+    let (small, large) = (plain("small", 4, 2), plain("large", 2, 5));
+    let map = LayerMap::auto(&small, &large).unwrap();
+    let pairs: Vec<_> = map.pairs().collect();
+    assert_eq!(
+        pairs,
+        [
+            ("c0.conv:out", "c0.conv:out"),
+            ("c1.conv:out", "c1.conv:out")
+        ]
+    );
+    let objective = Distillation::new()
+        .features(1.0, Hint::mse(), map)
+        .from_teacher(large.clone());
+    let (_, history) = trainer(1e-2)
+        .objective(objective)
+        .epochs(3)
+        .fit(small.clone(), &train, &NdarrayBackend::new())
+        .unwrap();
+    assert!(history.epochs[2].loss < history.epochs[0].loss);
+    // 7x7 and 6x6 against 8x8, 4x4 and 2x2.
+    let error = LayerMap::auto(&large, &student).unwrap_err().to_string();
+    assert!(
+        error.contains("7x7, 6x6") && error.contains("8x8, 4x4, 2x2"),
+        "{error}"
+    );
     let error = LayerMap::auto(&student, &mlp("teacher", 4, 1)).unwrap_err();
     assert!(error.to_string().contains("[N, C, H, W]"), "{error}");
     let none: [&str; 0] = [];

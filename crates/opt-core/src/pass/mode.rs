@@ -4,7 +4,8 @@ use std::collections::HashSet;
 
 use crate::ops::{BatchNorm, Dropout, Op};
 use crate::{
-    Context, Graph, GraphBuilder, GraphPatch, Node, Pass, Report, Result, Tensor, ValueId, ValueKind,
+    Context, Graph, GraphBuilder, GraphPatch, Node, Pass, Report, Result, Tensor, ValueId,
+    ValueKind,
 };
 
 /// The variable that counts runs for random ops; see [`TrainMode`].
