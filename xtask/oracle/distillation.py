@@ -210,7 +210,7 @@ def main(folder):
         )
 
     case("pooled_mse", pooled_mse, r(2, 3, 7, 4), r(2, 3, 5, 9))
-    case("pooled_mse", pooled_mse, r(1, 2, 3, 8), r(1, 2, 6, 8))
+    case("pooled_mse", pooled_mse, r(1, 2, 3, 8), r(1, 2, 4, 7))
     for s, t, c in [
         ((2, 3, 4, 5), (2, 6, 4, 5), (6, 3)),
         ((3, 4), (3, 2), (2, 4)),

@@ -4,8 +4,9 @@
 mod common;
 
 use common::{cnn, images, logits, mlp, trainer, unlabelled, weights};
+use opt_core::nn::{Dropout, Linear, ModelBuilder};
 use opt_core::ops::Op;
-use opt_core::pass::MixedPrecision;
+use opt_core::pass::{MixedPrecision, TrainMode};
 use opt_core::{
     Context, DType, Dim, Fact, Graph, GraphBuilder, Needs, Pass, Pipeline, Shape, Tensor,
     TensorType,
@@ -155,6 +156,76 @@ fn an_imported_teacher_has_its_own_symbols_and_names() {
         for (a, b) in a.iter().zip(b) {
             assert!((a - b).abs() < 1e-5, "{a} {b}");
         }
+    }
+}
+
+#[test]
+fn a_teacher_in_training_mode_teaches_in_evaluation_mode() {
+    let (train, _) = images(64, 1);
+    let teacher = cnn("teacher", [5, 7], 1);
+    let (training, changed) = TrainMode::switch(teacher.clone()).unwrap();
+    assert_eq!(changed, 2);
+    let fit = |teacher: Graph| {
+        let (graph, _) = trainer(1e-2)
+            .objective(distillation().from_teacher(teacher))
+            .epochs(2)
+            .fit(cnn("student", [3, 4], 2), &train, &NdarrayBackend::new())
+            .unwrap();
+        weights(&graph)
+    };
+    assert_eq!(fit(training), fit(teacher));
+}
+
+/// A network with dropout, in training mode, whose hidden layer is masked.
+fn masked(seed: u64) -> Graph {
+    let mut b = ModelBuilder::new("masked", seed);
+    let x = b.batch("x", [1, 8, 8]).unwrap();
+    let x = b.flatten(x, 1).unwrap();
+    let x = b.layer("hidden", Linear::new(8), x).unwrap();
+    let x = b.relu(x).unwrap();
+    let x = b.layer("drop", Dropout::new(0.2), x).unwrap();
+    let y = b.layer("head", Linear::new(10), x).unwrap();
+    b.output("logits", y).unwrap();
+    let (mut graph, _) = TrainMode::switch(b.finish().unwrap()).unwrap();
+    let weight = graph.find("hidden.weight").unwrap();
+    let keep: Vec<bool> = (0..8 * 64).map(|i| i % 3 != 0).collect();
+    let mut content = graph.value(weight).tensor().unwrap().to_f64s();
+    for (w, &keep) in content.iter_mut().zip(&keep) {
+        *w *= f64::from(u8::from(keep));
+    }
+    let content = Tensor::from_f64s(DType::F32, [8, 64], &content).unwrap();
+    graph.set_variable(weight, content).unwrap();
+    let mask = Tensor::from_bools([8, 64], keep).unwrap();
+    graph.facts_mut().insert(weight, Fact::Mask(mask));
+    graph
+}
+
+#[test]
+fn students_that_learn_together_keep_masks_and_modes() {
+    let (train, _) = images(64, 1);
+    let students = vec![masked(1), masked(2)];
+    let (trained, history) = Mutual::default()
+        .fit(
+            students.clone(),
+            &trainer(1e-2).epochs(3),
+            &train,
+            &NdarrayBackend::new(),
+        )
+        .unwrap();
+    assert!(history.epochs[2].loss < history.epochs[0].loss);
+    for (trained, before) in trained.iter().zip(&students) {
+        trained.verify().unwrap();
+        let training = |g: &Graph| {
+            g.nodes()
+                .any(|(_, n)| matches!(n.op(), Op::Dropout(d) if d.training))
+        };
+        assert!(training(trained));
+        let hidden = |g: &Graph| {
+            let id = g.find("hidden.weight").unwrap();
+            assert!(g.facts().mask(id).is_some());
+            g.value(id).tensor().unwrap().to_f64s()
+        };
+        assert_ne!(hidden(trained), hidden(before));
     }
 }
 

@@ -40,7 +40,7 @@ impl Rkd {
         Rkd::distance_and_angle(0.0, 1.0)
     }
 
-    /// Both, weighted; the authors take 25 and 50 beside a metric-learning loss, 1 and 2 without.
+    /// Both, weighted: often 1 and 2 in metric learning, 25 and 50 beside a cross-entropy.
     pub fn distance_and_angle(distance: f64, angle: f64) -> Rkd {
         Rkd { distance, angle }
     }

@@ -27,7 +27,7 @@ pub struct Dist {
 }
 
 impl Default for Dist {
-    /// The authors' settings for ImageNet: 1, 1 and temperature 1.
+    /// The defaults of the authors' code: 1, 1 and temperature 1.
     fn default() -> Dist {
         Dist {
             beta: 1.0,
