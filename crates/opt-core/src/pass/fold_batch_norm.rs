@@ -173,8 +173,11 @@ impl FoldBatchNorm {
                 op => patch.named_node(layer.node.name(), op.clone(), &[x, w, b])?[0],
             };
             patch.replace(node.outputs()[0], y)?;
+            // Whoever knows the layer by its output's name finds it.
+            let output = original.value(node.outputs()[0]).name();
+            renamed.push((y, output.to_string()));
         }
-        let folded = renamed.len() / 2;
+        let folded = renamed.len() / 3;
         let mut graph = patch.finish()?;
         graph.rename(&renamed);
         Ok((graph, folded))
@@ -189,5 +192,28 @@ impl Pass for FoldBatchNorm {
     fn apply(&self, graph: Graph, _: &mut Context<'_>) -> Result<(Graph, Report)> {
         let (graph, folded) = FoldBatchNorm::fold(graph)?;
         Ok((graph, Report::new(folded)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::nn::{BatchNorm, Conv, ModelBuilder};
+
+    #[test]
+    fn the_output_keeps_the_name_of_the_normalization() {
+        let mut b = ModelBuilder::new("m", 0);
+        let x = b.batch("x", [2, 4, 4]).unwrap();
+        let y = b.layer("conv", Conv::new(3, [1, 1]), x).unwrap();
+        let y = b.layer("norm", BatchNorm::new(), y).unwrap();
+        let name = b.graph().value(y).name().to_string();
+        let y = b.relu(y).unwrap();
+        b.output("y", y).unwrap();
+        let (graph, folded) = FoldBatchNorm::fold(b.finish().unwrap()).unwrap();
+        assert_eq!(folded, 1);
+        let output = graph.find(&name).unwrap();
+        let (_, node) = graph.producer(output).unwrap();
+        assert_eq!(node.op().name(), "Conv");
+        assert!(graph.find("conv.weight").is_ok() && graph.find("conv.bias").is_ok());
     }
 }

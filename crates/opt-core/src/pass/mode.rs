@@ -3,7 +3,10 @@
 use std::collections::HashSet;
 
 use crate::ops::{BatchNorm, Dropout, Op};
-use crate::{Context, Graph, GraphPatch, Pass, Report, Result, Tensor, ValueId, ValueKind};
+use crate::{
+    Context, Graph, GraphBuilder, GraphPatch, Node, Pass, Report, Result, Tensor, ValueId,
+    ValueKind,
+};
 
 /// The variable that counts runs for random ops; see [`TrainMode`].
 pub const RNG_STEP: &str = "rng.step";
@@ -20,6 +23,32 @@ pub struct TrainMode;
 #[derive(Debug, Clone, Copy, Default)]
 pub struct EvalMode;
 
+/// The nodes that were put in the place of others, by their first outputs, with the names that
+/// those had.
+#[derive(Debug, Default)]
+struct Renamed(Vec<(ValueId, String, String)>);
+
+impl Renamed {
+    fn push(&mut self, patch: &GraphPatch, old: &Node, new: ValueId) {
+        let value = patch.graph().value(old.outputs()[0]).name().to_string();
+        self.0.push((new, old.name().to_string(), value));
+    }
+
+    /// Gives the nodes and values the names, which the patch has freed: a layer is called the
+    /// same in both modes.
+    fn apply(self, graph: Graph) -> Result<Graph> {
+        let mut b = GraphBuilder::extend(graph);
+        for (new, node, value) in self.0 {
+            let Some((id, _)) = b.graph().get(new).and_then(|_| b.graph().producer(new)) else {
+                continue;
+            };
+            b.rename_node(id, &node);
+            b.rename(new, &value)?;
+        }
+        Ok(b.into_graph())
+    }
+}
+
 impl TrainMode {
     /// Applies the switch without a context.
     ///
@@ -29,6 +58,7 @@ impl TrainMode {
         let nodes: Vec<_> = graph.nodes().map(|(_, n)| n.clone()).collect();
         let mut patch = GraphPatch::new(graph);
         let mut changed = 0;
+        let mut renamed = Renamed::default();
         let mut step: Option<ValueId> = None;
         for node in nodes {
             match node.op() {
@@ -39,6 +69,7 @@ impl TrainMode {
                     };
                     let out = patch.named_node(node.name(), op, node.inputs())?;
                     patch.replace(node.outputs()[0], out[0])?;
+                    renamed.push(&patch, &node, out[0]);
                     for (i, value) in [(3, out[1]), (4, out[2])] {
                         let running = node.inputs()[i];
                         let kind = patch.graph().value(running).kind();
@@ -64,6 +95,7 @@ impl TrainMode {
                     let inputs = [node.inputs()[0], counter];
                     let out = patch.named_node(node.name(), op, &inputs)?;
                     patch.replace(node.outputs()[0], out[0])?;
+                    renamed.push(&patch, &node, out[0]);
                     changed += 1;
                 }
                 _ => {}
@@ -73,7 +105,7 @@ impl TrainMode {
             let next = patch.add_scalar(counter, 1.0)?;
             patch.assign(counter, next)?;
         }
-        Ok((patch.finish()?, changed))
+        Ok((renamed.apply(patch.finish()?)?, changed))
     }
 }
 
@@ -86,6 +118,7 @@ impl EvalMode {
         let nodes: Vec<_> = graph.nodes().map(|(id, n)| (id, n.clone())).collect();
         let mut patch = GraphPatch::new(graph);
         let mut changed = 0;
+        let mut renamed = Renamed::default();
         let mut statistics: HashSet<ValueId> = HashSet::new();
         let mut counters: HashSet<ValueId> = HashSet::new();
         for (_, node) in &nodes {
@@ -97,6 +130,7 @@ impl EvalMode {
                     };
                     let out = patch.named_node(node.name(), op, node.inputs())?;
                     patch.replace(node.outputs()[0], out[0])?;
+                    renamed.push(&patch, node, out[0]);
                     statistics.extend(&node.outputs()[1..3]);
                     changed += 1;
                 }
@@ -107,6 +141,7 @@ impl EvalMode {
                     };
                     let out = patch.named_node(node.name(), op, &node.inputs()[..1])?;
                     patch.replace(node.outputs()[0], out[0])?;
+                    renamed.push(&patch, node, out[0]);
                     counters.insert(node.inputs()[1]);
                     changed += 1;
                 }
@@ -120,7 +155,7 @@ impl EvalMode {
                 patch.remove_node(*id);
             }
         }
-        Ok((patch.finish()?, changed))
+        Ok((renamed.apply(patch.finish()?)?, changed))
     }
 }
 
@@ -183,5 +218,24 @@ mod tests {
         assert!(assigned(&graph).is_empty());
         assert_eq!(graph.nodes().count(), 3);
         assert_eq!(TrainMode::switch(graph).unwrap().1, 3);
+    }
+
+    #[test]
+    fn layers_keep_their_names() {
+        let names = |g: &Graph| {
+            let mut names: Vec<(String, String)> = Vec::new();
+            for (_, n) in g.nodes() {
+                if matches!(n.op(), Op::BatchNorm(_) | Op::Dropout(_)) {
+                    let value = g.value(n.outputs()[0]).name();
+                    names.push((n.name().to_string(), value.to_string()));
+                }
+            }
+            names
+        };
+        let graph = model();
+        let (training, _) = TrainMode::switch(graph.clone()).unwrap();
+        assert_eq!(names(&training), names(&graph));
+        let (back, _) = EvalMode::switch(training).unwrap();
+        assert_eq!(names(&back), names(&graph));
     }
 }
