@@ -12,6 +12,9 @@ pub(super) struct Lottery;
 /// The share of weights that stays.
 const LEFT: f64 = 0.082;
 
+/// Smaller than elsewhere: large steps leave the initial values behind.
+const RATE: f64 = 2e-3;
+
 const DENSE: &str = "all weights";
 const TICKET: &str = "8.2 %, initial values";
 const CONTROL: &str = "8.2 %, initialised anew";
@@ -38,8 +41,9 @@ impl Claim for Lottery {
         "Eleven rounds: train LeNet-300-100 for 40 epochs, remove the smallest fifth of each layer's \
          weights (the last layer's at half the rate), put the rest back to their initial values, \
          until 8.2 % are left; train that, and the same mask with new initial values (each layer's \
-         own initial values in random order). Reproduced if the ticket's error is lower by more than \
-         two standard errors."
+         own initial values in random order), and the full network likewise. Reproduced if the ticket's \
+         error is lower than that of the control by more than two standard errors, and above that \
+         of the full network by at most half a point; partly if only the first."
     }
 
     fn measure(&self, lab: &Lab) -> Result<Vec<(&'static str, f64)>> {
@@ -47,18 +51,18 @@ impl Claim for Lottery {
         // The last layer keeps as much as half the rate would leave it.
         let last = 1.0 - (1.0 + LEFT.powf(1.0 / 11.0)).powi(11) / 2f64.powi(11);
         let prune = UnstructuredPrune::new(1.0 - LEFT).layer("fc3", last);
-        let search = LotteryTicket::new(prune, lab.tune(40, 2e-3))
+        let search = LotteryTicket::new(prune, lab.tune(40, RATE))
             .rounds(11)
             .untrained();
         let ticket = lab.apply(initial.clone(), &search)?;
         let control = lab.apply(ticket.clone(), &Reinitialize::like(&initial))?;
-        let mut figures = vec![(DENSE, lab.error(&lab.trained()?)?)];
+        let mut figures = vec![(DENSE, lab.error(&lab.apply(initial, &lab.tune(60, RATE))?)?)];
         for (start, early_name, name) in [
             (ticket, EARLY_TICKET, TICKET),
             (control, EARLY_CONTROL, CONTROL),
         ] {
-            let early = lab.apply(start.clone(), &lab.tune(10, 2e-3))?;
-            let trained = lab.apply(start, &lab.tune(60, 2e-3))?;
+            let early = lab.apply(start.clone(), &lab.tune(10, RATE))?;
+            let trained = lab.apply(start, &lab.tune(60, RATE))?;
             figures.push((early_name, lab.error(&early)?));
             figures.push((name, lab.error(&trained)?));
         }
@@ -69,10 +73,10 @@ impl Claim for Lottery {
         let against = figures.difference(TICKET, CONTROL);
         let dense = figures.difference(TICKET, DENSE);
         let early = figures.difference(EARLY_TICKET, EARLY_CONTROL);
-        let verdict = match (against.is_below(), against.mean < 0.0) {
-            (true, _) => Verdict::Reproduced,
-            (false, true) => Verdict::Partly,
-            (false, false) => Verdict::NotReproduced,
+        let verdict = match (against.is_below(), dense.mean <= 0.5) {
+            (true, true) => Verdict::Reproduced,
+            (true, false) => Verdict::Partly,
+            (false, _) => Verdict::NotReproduced,
         };
         let mean = |name| figures.of(name).mean();
         Judgement {
@@ -84,8 +88,15 @@ impl Claim for Lottery {
             ),
             reason: format!(
                 "With 8.2 % of its weights the ticket's error is {against} points from that of the \
-                 same mask initialised anew, and {dense} points from the full network's. After ten \
-                 epochs the difference is {early} points."
+                 same mask initialised anew: the initial values matter. After ten epochs the \
+                 difference is {early} points. From the full network's error it is {dense} points\
+                 {}.",
+                match dense.mean <= 0.5 {
+                    true => "",
+                    false =>
+                        ", more than the paper's tickets lose: here they do not reach the full \
+                              network",
+                }
             ),
         }
     }
