@@ -9,6 +9,9 @@ use super::{CompileCx, Kernel, int, ints, sizes};
 use crate::Device;
 use crate::native::{Arg, Outs, aten, atens};
 
+/// `at::MemoryFormat::ChannelsLast`
+const CHANNELS_LAST: i64 = 2;
+
 /// A window as libtorch's operators take it.
 #[derive(Debug, Clone)]
 pub(crate) struct Geometry {
@@ -126,9 +129,6 @@ pub(crate) fn channels_last(cx: &CompileCx<'_>) -> bool {
         && cx.inputs[0].dtype.bits() == 16
         && cx.inputs[0].rank() == 4
 }
-
-/// `at::MemoryFormat::ChannelsLast`
-const CHANNELS_LAST: i64 = 2;
 
 /// The same tensor with channels last in memory.
 pub(crate) fn to_channels_last(x: &Tensor) -> Result<Tensor> {
