@@ -22,7 +22,7 @@ pub(crate) struct TchExecutable {
 impl fmt::Debug for TchExecutable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("TchExecutable")
-            .field("device", &self.plan.device)
+            .field("device", &self.plan.options.device)
             .field("steps", &self.plan.infos())
             .finish_non_exhaustive()
     }
@@ -101,12 +101,12 @@ impl TchSession {
 
     fn run_all(&mut self, inputs: &[Host], outputs: &mut Vec<Host>) -> Result<()> {
         let plan = self.plan.clone();
-        let cx = RunCx::new(plan.device);
+        let cx = RunCx::new(plan.options.device);
         let names = plan.inputs.iter();
         let inputs: Vec<Tensor> = inputs
             .iter()
             .zip(names)
-            .map(|(x, input)| given(x, plan.device).at(|| input.name.clone()))
+            .map(|(x, input)| given(x, plan.options.device).at(|| input.name.clone()))
             .collect::<Result<_>>()?;
         let (pure, effects) = plan.steps.split_at(plan.effects);
         self.execute(pure, &inputs, &cx)?;
@@ -179,7 +179,7 @@ impl Session for TchSession {
     #[tracing::instrument(level = "trace", name = "run", skip_all)]
     fn run_into(&mut self, inputs: &[Host], outputs: &mut Vec<Host>) -> Result<()> {
         self.check(inputs)?;
-        if matches!(self.plan.device, Device::Cuda(_)) {
+        if matches!(self.plan.options.device, Device::Cuda(_)) {
             native::set_tf32(self.plan.options.tf32);
         }
         if let Some(threads) = self.plan.options.threads
@@ -199,7 +199,7 @@ impl Session for TchSession {
         if let Err(e) = &result
             && native::is_out_of_memory(e.message())
         {
-            native::empty_cache(self.plan.device);
+            native::empty_cache(self.plan.options.device);
         }
         result
     }
@@ -215,7 +215,7 @@ impl Session for TchSession {
         let variable = &self.plan.variables[index];
         let old = &variable.content;
         expect_type(&variable.name, old.dtype(), old.shape(), content)?;
-        self.variables[index] = from_host(content, self.plan.device)?;
+        self.variables[index] = from_host(content, self.plan.options.device)?;
         Ok(())
     }
 }

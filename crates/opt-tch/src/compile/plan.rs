@@ -9,7 +9,6 @@ use tch::Tensor;
 
 use super::Options;
 use super::ir::{Ir, Kind, Step, Value, Variable};
-use crate::Device;
 use crate::convert::from_host;
 use crate::kernels::Kernel;
 
@@ -55,7 +54,6 @@ pub(crate) struct Input {
 
 /// A compiled graph.
 pub(crate) struct Plan {
-    pub(crate) device: Device,
     pub(crate) inputs: Vec<Input>,
     /// On the device; sessions take references of their own.
     constants: Mutex<Vec<Tensor>>,
@@ -192,7 +190,6 @@ impl Plan {
             ty: ir.types[*v].clone(),
         });
         Ok(Plan {
-            device,
             inputs: inputs.collect(),
             constants: Mutex::new(constants),
             effects: effects.unwrap_or(steps.len()),
@@ -219,7 +216,7 @@ impl Plan {
         let each = self
             .variables
             .iter()
-            .map(|v| from_host(&v.content, self.device));
+            .map(|v| from_host(&v.content, self.options.device));
         each.collect()
     }
 
