@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 
 use opt_core::backend::Step as StepInfo;
-use opt_core::{DType, Op, Result, TensorType, ValueId};
+use opt_core::{DType, Op, Result, ValueId};
 use tch::Tensor;
 
 use super::Options;
@@ -49,7 +49,8 @@ pub(crate) struct Assignment {
 #[derive(Debug)]
 pub(crate) struct Input {
     pub(crate) name: String,
-    pub(crate) ty: TensorType,
+    pub(crate) dtype: DType,
+    pub(crate) shape: Vec<usize>,
 }
 
 /// A compiled graph.
@@ -185,12 +186,17 @@ impl Plan {
         for v in &ir.outputs {
             outputs.push((place(v)?, ir.types[*v].dtype));
         }
-        let inputs = ir.inputs.iter().map(|(name, v)| Input {
-            name: name.clone(),
-            ty: ir.types[*v].clone(),
-        });
+        let mut inputs = Vec::new();
+        for (name, v) in &ir.inputs {
+            let ty = &ir.types[*v];
+            inputs.push(Input {
+                name: name.clone(),
+                dtype: ty.dtype,
+                shape: ty.shape.fixed()?.to_vec(),
+            });
+        }
         Ok(Plan {
-            inputs: inputs.collect(),
+            inputs,
             constants: Mutex::new(constants),
             effects: effects.unwrap_or(steps.len()),
             steps,
