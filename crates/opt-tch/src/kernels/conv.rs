@@ -21,6 +21,8 @@ pub(crate) struct Geometry {
     pub(crate) dilations: Vec<i64>,
     /// What is padded before, for `constant_pad_nd`; empty where the sides are alike.
     pub(crate) before: Vec<i64>,
+    /// Zeros: only a transposed convolution pads its output.
+    output_padding: Vec<i64>,
     pub(crate) groups: i64,
 }
 
@@ -34,11 +36,13 @@ impl Geometry {
                 before.extend([*b, *e]);
             }
         }
+        let zeros = vec![0; window.rank()];
         Ok(Geometry {
             strides: ints(&window.strides)?,
-            pads: if alike { begin } else { vec![0; window.rank()] },
+            pads: if alike { begin } else { zeros.clone() },
             dilations: ints(&window.dilations)?,
             before,
+            output_padding: zeros,
             groups: int(groups)?,
         })
     }
@@ -65,10 +69,6 @@ impl Geometry {
         Ok(g)
     }
 
-    fn zeros(&self) -> Vec<i64> {
-        vec![0; self.strides.len()]
-    }
-
     pub(crate) fn forward(
         &self,
         x: &Tensor,
@@ -85,7 +85,7 @@ impl Geometry {
             &self.pads,
             &self.dilations,
             false,
-            &self.zeros(),
+            &self.output_padding,
             self.groups,
         )
     }
@@ -111,7 +111,7 @@ impl Geometry {
             &self.pads,
             &self.dilations,
             false,
-            &self.zeros(),
+            &self.output_padding,
             self.groups,
             &wanted,
         )?;
