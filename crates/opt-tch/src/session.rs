@@ -5,13 +5,13 @@ use std::sync::Arc;
 
 use opt_core::Tensor as Host;
 use opt_core::backend::{Step as StepInfo, expect_count, expect_type};
-use opt_core::{DType, Element, Error, ErrorKind, Executable, Result, ResultExt, Session, ValueId};
+use opt_core::{Error, ErrorKind, Executable, Result, ResultExt, Session, ValueId};
 use smallvec::SmallVec;
 use tch::Tensor;
 
 use crate::Device;
 use crate::compile::plan::{Place, Plan, Planned};
-use crate::convert::{from_host, kind, read, send, to_host};
+use crate::convert::{from_host, kind, send, to_host, write};
 use crate::kernels::RunCx;
 use crate::native::{self, Pool, aten};
 
@@ -147,31 +147,6 @@ fn given(x: &Host, device: Device) -> Result<Tensor> {
     // variables are assigned is copied unless it has memory of its own; kernels write over
     // results of the run and over variables only.
     unsafe { native::borrowed(x.bytes()?, &shape, kind(x.dtype())?) }
-}
-
-/// Writes a result into a tensor, in its own memory where that has the right size.
-fn write(x: &Tensor, dtype: DType, target: &mut Host) -> Result<()> {
-    fn copy<T: Element>(x: &Tensor, target: &mut Host) -> Result<()> {
-        let len = target.len();
-        let out: &mut [T] = target.as_slice_mut()?;
-        read(x, len, bytemuck::cast_slice_mut(out))
-    }
-    let same = target.dtype() == dtype
-        && !dtype.is_packed()
-        && target.shape().iter().map(|&n| n as i64).eq(x.size());
-    if !same {
-        *target = to_host(x, dtype)?;
-        return Ok(());
-    }
-    match dtype {
-        DType::F32 => copy::<f32>(x, target),
-        DType::F64 => copy::<f64>(x, target),
-        DType::I64 => copy::<i64>(x, target),
-        _ => {
-            *target = to_host(x, dtype)?;
-            Ok(())
-        }
-    }
 }
 
 impl Session for TchSession {

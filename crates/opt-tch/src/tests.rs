@@ -209,6 +209,57 @@ fn executables_are_shared_between_threads() {
     });
 }
 
+/// Each dtype, the packed ones with an odd number of elements.
+#[test]
+fn outputs_are_written_where_the_last_run_left_them() {
+    let dtypes = [
+        DType::F32,
+        DType::F64,
+        DType::F16,
+        DType::BF16,
+        DType::I64,
+        DType::I32,
+        DType::I8,
+        DType::U8,
+        DType::Bool,
+        DType::I4,
+        DType::U4,
+    ];
+    let tensor = |dtype, data: &[f64]| match dtype {
+        DType::I4 | DType::U4 => {
+            let data: Vec<i8> = data.iter().map(|&v| v as i8).collect();
+            Tensor::pack(dtype, [3], &data).unwrap()
+        }
+        _ => Tensor::from_f64s(dtype, [3], data).unwrap(),
+    };
+    let mut b = GraphBuilder::new("outputs");
+    for (i, &dtype) in dtypes.iter().enumerate() {
+        let x = b
+            .input(&format!("x{i}"), TensorType::new(dtype, [3]))
+            .unwrap();
+        let y = b.op(opt_core::ops::Identity, &[x]).unwrap();
+        b.output(&format!("y{i}"), y).unwrap();
+    }
+    let mut session = backend()
+        .compile(&b.finish().unwrap(), &CompileSpec::new())
+        .unwrap()
+        .session()
+        .unwrap();
+    let mut outputs = Vec::new();
+    let places = |outputs: &[Tensor]| -> Vec<*const u8> {
+        let owned = outputs.iter().filter(|y| !y.dtype().is_packed());
+        owned.map(|y| y.bytes().unwrap().as_ptr()).collect()
+    };
+    let mut last = None;
+    for data in [[1.0, 0.0, 1.0], [0.0, 1.0, 1.0], [1.0, 1.0, 0.0]] {
+        let inputs: Vec<Tensor> = dtypes.iter().map(|&d| tensor(d, &data)).collect();
+        session.run_into(&inputs, &mut outputs).unwrap();
+        assert_eq!(outputs, inputs);
+        let now = places(&outputs);
+        assert_eq!(*last.get_or_insert(now.clone()), now);
+    }
+}
+
 /// A mask of every rank, boolean or to add, on a layer that is causal too.
 #[test]
 fn masks_and_the_triangle_go_together() {
@@ -230,7 +281,7 @@ fn masks_and_the_triangle_go_together() {
                     .iter()
                     .enumerate()
                     .map(|(i, x)| {
-                        let ty = TensorType::new(x.dtype(), x.shape().to_vec());
+                        let ty = TensorType::new(x.dtype(), x.shape());
                         b.input(&format!("x{i}"), ty).unwrap()
                     })
                     .collect();
