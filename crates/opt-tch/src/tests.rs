@@ -212,19 +212,6 @@ fn executables_are_shared_between_threads() {
 /// Each dtype, the packed ones with an odd number of elements.
 #[test]
 fn outputs_are_written_where_the_last_run_left_them() {
-    let dtypes = [
-        DType::F32,
-        DType::F64,
-        DType::F16,
-        DType::BF16,
-        DType::I64,
-        DType::I32,
-        DType::I8,
-        DType::U8,
-        DType::Bool,
-        DType::I4,
-        DType::U4,
-    ];
     let tensor = |dtype, data: &[f64]| match dtype {
         DType::I4 | DType::U4 => {
             let data: Vec<i8> = data.iter().map(|&v| v as i8).collect();
@@ -233,7 +220,7 @@ fn outputs_are_written_where_the_last_run_left_them() {
         _ => Tensor::from_f64s(dtype, [3], data).unwrap(),
     };
     let mut b = GraphBuilder::new("outputs");
-    for (i, &dtype) in dtypes.iter().enumerate() {
+    for (i, dtype) in DType::ALL.into_iter().enumerate() {
         let x = b
             .input(&format!("x{i}"), TensorType::new(dtype, [3]))
             .unwrap();
@@ -252,7 +239,7 @@ fn outputs_are_written_where_the_last_run_left_them() {
     };
     let mut last = None;
     for data in [[1.0, 0.0, 1.0], [0.0, 1.0, 1.0], [1.0, 1.0, 0.0]] {
-        let inputs: Vec<Tensor> = dtypes.iter().map(|&d| tensor(d, &data)).collect();
+        let inputs = DType::ALL.map(|d| tensor(d, &data));
         session.run_into(&inputs, &mut outputs).unwrap();
         assert_eq!(outputs, inputs);
         let now = places(&outputs);
