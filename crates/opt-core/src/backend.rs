@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use crate::graph::{Bindings, Symbol};
+use crate::tensor::{Buffer, checked_len};
 use crate::{DType, Error, Graph, Result, Tensor, ValueId};
 
 /// How to compile a graph.
@@ -145,6 +146,31 @@ pub fn expect_count(expected: usize, found: usize) -> Result<()> {
     )))
 }
 
+/// For backends: writes a result of a run into a tensor, in its own memory where that has the type
+/// and nobody else holds it, else in new memory. `fill` is given the bytes (packed dtypes as
+/// stored), whose content is anything, and writes all of them.
+///
+/// # Errors
+/// Those of `fill`, after which the tensor's content is anything; if the shape is too large, or
+/// new memory holds no tensor of the dtype ([`Tensor::from_buffer`]).
+pub fn write_result(
+    target: &mut Tensor,
+    dtype: DType,
+    shape: &[usize],
+    fill: impl FnOnce(&mut [u8]) -> Result<()>,
+) -> Result<()> {
+    if target.dtype() == dtype
+        && target.shape() == shape
+        && let Some(bytes) = target.own_bytes_mut()
+    {
+        return fill(bytes);
+    }
+    let mut buffer = Buffer::zeroed(dtype.bytes(checked_len(shape)?));
+    fill(buffer.bytes_mut())?;
+    *target = Tensor::from_buffer(dtype, shape, buffer)?;
+    Ok(())
+}
+
 /// The symbol of `k * symbol + c`, and its value where that is `size`.
 fn solve(expr: &crate::SizeExpr, size: usize) -> Option<(Symbol, usize)> {
     let [symbol] = &expr.symbols()[..] else {
@@ -226,4 +252,54 @@ pub trait Session: Send {
     /// # Errors
     /// If there is no such variable, or the type differs.
     fn set_variable(&mut self, id: ValueId, content: &Tensor) -> Result<()>;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn write(target: &mut Tensor, dtype: DType, shape: &[usize], content: &[u8]) -> Result<()> {
+        write_result(target, dtype, shape, |bytes| {
+            bytes.copy_from_slice(content);
+            Ok(())
+        })
+    }
+
+    #[test]
+    fn results_take_the_memory_that_nobody_else_holds() {
+        for dtype in [DType::F16, DType::I32, DType::U8, DType::Bool, DType::I4] {
+            let len = dtype.bytes(6);
+            let mut target = Tensor::zeros(dtype, [2, 3]).unwrap();
+            let at = target.bytes().unwrap().as_ptr();
+            write(&mut target, dtype, &[2, 3], &vec![1; len]).unwrap();
+            assert_eq!(target.bytes().unwrap().as_ptr(), at, "{dtype}");
+            assert_eq!(target.bytes().unwrap(), vec![1; len], "{dtype}");
+            let held = target.clone();
+            write(&mut target, dtype, &[2, 3], &vec![0; len]).unwrap();
+            assert_eq!(held.bytes().unwrap(), vec![1; len], "{dtype}");
+            assert_eq!(target.bytes().unwrap(), vec![0; len], "{dtype}");
+        }
+    }
+
+    #[test]
+    fn results_of_another_type_replace_the_tensor() {
+        let whole = Tensor::new([2, 2], [1u8, 2, 3, 4]).unwrap();
+        let mut target = whole.transpose(&[1, 0]).unwrap();
+        drop(whole);
+        write(&mut target, DType::U8, &[2, 2], &[5, 6, 7, 8]).unwrap();
+        assert_eq!(target.to_vec::<u8>().unwrap(), [5, 6, 7, 8]);
+        write(&mut target, DType::I8, &[3], &[1, 2, 255]).unwrap();
+        assert_eq!(target, Tensor::new([3], [1i8, 2, -1]).unwrap());
+        // Part of a longer tensor: the rest stays.
+        let mut part = Tensor::new([4], [1u8, 2, 3, 4])
+            .unwrap()
+            .slice(0, 1, 3)
+            .unwrap();
+        write(&mut part, DType::U8, &[2], &[8, 9]).unwrap();
+        assert_eq!(part.to_vec::<u8>().unwrap(), [8, 9]);
+        let huge = [usize::MAX, 2];
+        assert!(write(&mut target, DType::U8, &huge, &[]).is_err());
+        assert!(write(&mut target, DType::Bool, &[1], &[2]).is_err());
+        assert_eq!(target, Tensor::new([3], [1i8, 2, -1]).unwrap());
+    }
 }

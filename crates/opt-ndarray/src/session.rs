@@ -3,9 +3,9 @@
 use std::fmt;
 use std::sync::Arc;
 
-use opt_core::backend::{Step as StepInfo, expect_count, expect_type};
+use opt_core::backend::{Step as StepInfo, expect_count, expect_type, write_result};
 use opt_core::tensor::Buffer;
-use opt_core::{DType, Element, Error, Executable, Result, ResultExt, Session, Tensor, ValueId};
+use opt_core::{Error, Executable, Result, ResultExt, Session, Tensor, ValueId};
 use smallvec::SmallVec;
 
 use crate::compile::plan::{Place, Plan, Planned, Port};
@@ -233,29 +233,6 @@ impl<'a> Memory<'a> {
     }
 }
 
-/// Writes a result into a tensor, in its own memory where that has the right size.
-fn write(port: &Port, bytes: &[u8], target: &mut Tensor) -> Result<()> {
-    fn copy<T: Element>(bytes: &[u8], target: &mut Tensor) -> Result<()> {
-        let out: &mut [T] = target.as_slice_mut()?;
-        bytemuck::cast_slice_mut::<T, u8>(out).copy_from_slice(bytes);
-        Ok(())
-    }
-    if target.dtype() != port.dtype || target.shape() != &port.shape[..] || port.dtype.is_packed() {
-        *target = Tensor::from_buffer(port.dtype, &port.shape, Buffer::from_slice(bytes))?;
-        return Ok(());
-    }
-    match port.dtype {
-        DType::F32 => copy::<f32>(bytes, target),
-        DType::F64 => copy::<f64>(bytes, target),
-        DType::F16 => copy::<half::f16>(bytes, target),
-        DType::BF16 => copy::<half::bf16>(bytes, target),
-        DType::I64 => copy::<i64>(bytes, target),
-        DType::I32 => copy::<i32>(bytes, target),
-        DType::I8 => copy::<i8>(bytes, target),
-        _ => copy::<u8>(bytes, target),
-    }
-}
-
 impl Session for CpuSession {
     #[tracing::instrument(level = "trace", name = "run", skip_all)]
     fn run_into(&mut self, inputs: &[Tensor], outputs: &mut Vec<Tensor>) -> Result<()> {
@@ -284,7 +261,10 @@ impl Session for CpuSession {
         for (i, port) in self.plan.outputs.iter().enumerate() {
             let bytes = memory.bytes(port)?;
             match outputs.get_mut(i) {
-                Some(target) => write(port, bytes, target)?,
+                Some(target) => write_result(target, port.dtype, &port.shape, |out| {
+                    out.copy_from_slice(bytes);
+                    Ok(())
+                })?,
                 None => outputs.push(Tensor::from_buffer(
                     port.dtype,
                     &port.shape,

@@ -47,6 +47,21 @@ fn variable(b: &mut GraphBuilder, name: &str, shape: &[usize]) -> ValueId {
     b.variable(name, Tensor::new(shape, data).unwrap()).unwrap()
 }
 
+/// The loss, and a step of gradient descent.
+fn descend(b: &mut GraphBuilder, logits: ValueId, labels: ValueId, parameters: &[ValueId]) {
+    let losses = b.softmax_cross_entropy(logits, labels).unwrap();
+    let loss = b.mean_all(losses).unwrap();
+    let gradients = grad(b, loss, parameters).unwrap();
+    for &p in parameters {
+        let step = gradients.of(p).unwrap();
+        let step = b.mul_scalar(step, 0.1).unwrap();
+        let new = b.sub(p, step).unwrap();
+        b.assign(p, new).unwrap();
+    }
+    b.output("loss", loss).unwrap();
+    b.output("logits", logits).unwrap();
+}
+
 /// A training step of a small network, by plain gradient descent.
 fn training_step(features: impl Fn(&mut GraphBuilder, ValueId) -> (ValueId, Vec<ValueId>)) {
     let mut b = GraphBuilder::new("step");
@@ -63,19 +78,8 @@ fn training_step(features: impl Fn(&mut GraphBuilder, ValueId) -> (ValueId, Vec<
     parameters.extend([w, bias]);
     let logits = b.matmul(h, w).unwrap();
     let logits = b.add(logits, bias).unwrap();
-    let losses = b.softmax_cross_entropy(logits, labels).unwrap();
-    let loss = b.mean_all(losses).unwrap();
-    let gradients = grad(&mut b, loss, &parameters).unwrap();
-    for &p in &parameters {
-        let step = gradients.of(p).unwrap();
-        let step = b.mul_scalar(step, 0.1).unwrap();
-        let new = b.sub(p, step).unwrap();
-        b.assign(p, new).unwrap();
-    }
-    b.output("loss", loss).unwrap();
-    b.output("logits", logits).unwrap();
-    let graph = b.finish().unwrap();
-    runs_without_allocating(&graph);
+    descend(&mut b, logits, labels, &parameters);
+    runs_without_allocating(&b.finish().unwrap());
 }
 
 /// The same in mixed precision: products and convolutions in `bf16`, forward and backward.
@@ -111,17 +115,7 @@ fn mixed_training_step() {
     let mut b = GraphBuilder::extend(graph);
     let logits = b.graph().output("logits").unwrap();
     b.clear_outputs();
-    let losses = b.softmax_cross_entropy(logits, labels).unwrap();
-    let loss = b.mean_all(losses).unwrap();
-    let gradients = grad(&mut b, loss, &parameters).unwrap();
-    for &p in &parameters {
-        let step = gradients.of(p).unwrap();
-        let step = b.mul_scalar(step, 0.1).unwrap();
-        let new = b.sub(p, step).unwrap();
-        b.assign(p, new).unwrap();
-    }
-    b.output("loss", loss).unwrap();
-    b.output("logits", logits).unwrap();
+    descend(&mut b, logits, labels, &parameters);
     runs_without_allocating(&b.finish().unwrap());
 }
 

@@ -35,6 +35,34 @@ pub struct ConvertQat {
 }
 
 /// Prepares, trains with an inner pass (fine-tuning, distillation) and converts.
+///
+/// ```
+/// use opt_core::nn::{Linear, ModelBuilder};
+/// use opt_core::{Context, Pass};
+/// use opt_data::digits;
+/// use opt_ndarray::NdarrayBackend;
+/// use opt_quant::{Config, QuantizeAware};
+/// use opt_train::{Adam, Constant, CrossEntropy, FineTune, Trainer};
+///
+/// # fn main() -> opt_core::Result<()> {
+/// let mut m = ModelBuilder::new("perceptron", 0);
+/// let x = m.batch("image", [1, 8, 8])?;
+/// let h = m.flatten(x, 1)?;
+/// let h = m.layer("fc1", Linear::new(32), h)?;
+/// let h = m.relu(h)?;
+/// let y = m.layer("fc2", Linear::new(10), h)?;
+/// m.output("logits", y)?;
+///
+/// let (backend, samples) = (NdarrayBackend::new(), digits()?.train);
+/// let mut cx = Context::new().with_backend(&backend).with_training(&samples);
+/// let trainer = Trainer::new(CrossEntropy, Adam::default(), Constant(1e-3)).epochs(1);
+/// let pass = QuantizeAware::new(Config::default(), FineTune(trainer));
+/// let (int8, report) = pass.apply(m.finish()?, &mut cx)?;
+/// assert_eq!(report.changed, 2);
+/// assert!(int8.nodes().all(|(_, n)| n.op().name() != "FakeQuantize"));
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug, Clone)]
 pub struct QuantizeAware {
     config: Config,

@@ -3,6 +3,24 @@
 use opt_core::{DType, Error, ErrorKind, Result, Tensor};
 
 /// How values are laid on an integer grid.
+///
+/// ```
+/// use opt_core::{DType, Tensor};
+/// use opt_quant::{Scheme, dequantize_tensor, quantize_tensor};
+///
+/// // Two output channels, each on a grid of its own: scales of 2 / 127 and 0.5 / 127.
+/// let weight = Tensor::new([2, 2], [2.0f32, -1.0, 0.5, 0.25])?;
+/// let params = Scheme::weights().of_tensor(&weight, 0)?;
+/// let integers = quantize_tensor(&weight, &params)?;
+/// assert_eq!(integers, Tensor::new([2, 2], [127i8, -64, 127, 64])?);
+///
+/// let back = dequantize_tensor(&integers, &params)?;
+/// let half = [1.0 / 127.0, 0.25 / 127.0];
+/// for (i, (a, b)) in weight.to_f64s().into_iter().zip(back.to_f64s()).enumerate() {
+///     assert!((a - b).abs() <= half[i / 2] + 1e-7);
+/// }
+/// # Ok::<(), opt_quant::Error>(())
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Scheme {

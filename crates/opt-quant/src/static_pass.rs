@@ -154,6 +154,33 @@ impl Config {
 /// first.
 ///
 /// See the [crate's page](crate) for the form of the result.
+///
+/// ```
+/// use opt_core::nn::{Linear, ModelBuilder};
+/// use opt_core::{Context, Pass};
+/// use opt_data::digits;
+/// use opt_ndarray::NdarrayBackend;
+/// use opt_quant::{Config, ObserverKind, QuantizeStatic};
+///
+/// # fn main() -> opt_core::Result<()> {
+/// let mut m = ModelBuilder::new("perceptron", 0);
+/// let x = m.batch("image", [1, 8, 8])?;
+/// let h = m.flatten(x, 1)?;
+/// let h = m.layer("fc1", Linear::new(32), h)?;
+/// let h = m.relu(h)?;
+/// let y = m.layer("fc2", Linear::new(10), h)?;
+/// m.output("logits", y)?;
+///
+/// let (backend, samples) = (NdarrayBackend::new(), digits()?.train);
+/// let mut cx = Context::new().with_backend(&backend).with_calibration(&samples);
+/// // Ranges that leave out the outermost of a thousand values; the last layer stays in float.
+/// let config = Config::default().observer(ObserverKind::Percentile(0.999)).exclude("fc2");
+/// let (int8, report) = QuantizeStatic::with(config).apply(m.finish()?, &mut cx)?;
+/// assert_eq!(report.changed, 1);
+/// assert!(int8.find("fc2.weight").is_ok());
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug, Clone, Default)]
 pub struct QuantizeStatic {
     config: Config,

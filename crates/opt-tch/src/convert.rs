@@ -1,7 +1,9 @@
 //! Tensors of the graph as libtorch's, and back.
 
+use opt_core::backend::write_result;
 use opt_core::tensor::Buffer;
 use opt_core::{DType, Error, ErrorKind, Result, Tensor as Host};
+use smallvec::SmallVec;
 use tch::{Kind, Tensor};
 
 use crate::Device;
@@ -99,13 +101,26 @@ pub(crate) fn to_device(x: &Tensor, device: Device) -> Result<Tensor> {
     }
 }
 
+/// The sizes, as the program has them.
+fn shape(x: &Tensor) -> SmallVec<[usize; 6]> {
+    let sizes = x.size();
+    sizes.iter().map(|&n| n.unsigned_abs() as usize).collect()
+}
+
+/// A copy in a tensor of the program, in its own memory where that has the right size.
+pub(crate) fn write(x: &Tensor, dtype: DType, target: &mut Host) -> Result<()> {
+    if dtype.is_packed() {
+        *target = to_host(x, dtype)?;
+        return Ok(());
+    }
+    let shape = shape(x);
+    let len = shape.iter().product();
+    write_result(target, dtype, &shape, |bytes| read(x, len, bytes))
+}
+
 /// A copy in the program's memory.
 pub(crate) fn to_host(x: &Tensor, dtype: DType) -> Result<Host> {
-    let shape: Vec<usize> = x
-        .size()
-        .iter()
-        .map(|&n| n.unsigned_abs() as usize)
-        .collect();
+    let shape = shape(x);
     let len: usize = shape.iter().product();
     let mut buffer = Buffer::zeroed(len * kind(dtype)?.elt_size_in_bytes());
     read(x, len, buffer.bytes_mut())?;
@@ -119,7 +134,7 @@ pub(crate) fn to_host(x: &Tensor, dtype: DType) -> Result<Host> {
 }
 
 /// Copies the elements, row-major.
-pub(crate) fn read(x: &Tensor, len: usize, to: &mut [u8]) -> Result<()> {
+fn read(x: &Tensor, len: usize, to: &mut [u8]) -> Result<()> {
     if len == 0 {
         return Ok(());
     }

@@ -90,6 +90,28 @@ pub use doctor::{DeviceInfo, Diagnosis, Problem, doctor};
 use session::TchExecutable;
 
 /// Compiles graphs for a device of libtorch.
+///
+/// ```
+/// use opt_core::nn::zoo;
+/// use opt_core::{Backend, CompileSpec, DType, Tensor};
+/// use opt_tch::{Device, TchBackend};
+///
+/// let backend = TchBackend::new(Device::Cpu)?.threads(1);
+/// let spec = CompileSpec::new().bind("batch", 2);
+/// let executable = backend.compile(&zoo::lenet5([1, 28, 28], 10, 0)?, &spec)?;
+/// // Linear layers are one kernel each.
+/// assert_eq!(executable.steps().iter().filter(|s| s.kernel == "addmm").count(), 2);
+///
+/// let mut session = executable.session()?;
+/// let images = Tensor::zeros(DType::F32, [2, 1, 28, 28])?;
+/// let mut outputs = Vec::new();
+/// for _ in 0..3 {
+///     session.run_into(std::slice::from_ref(&images), &mut outputs)?;
+/// }
+/// backend.synchronize()?;
+/// assert_eq!(outputs[0].shape(), [2, 10]);
+/// # Ok::<(), opt_core::Error>(())
+/// ```
 #[derive(Debug, Clone)]
 pub struct TchBackend {
     options: compile::Options,

@@ -5,13 +5,13 @@ use std::sync::Arc;
 
 use opt_core::Tensor as Host;
 use opt_core::backend::{Step as StepInfo, expect_count, expect_type};
-use opt_core::{DType, Element, Error, ErrorKind, Executable, Result, ResultExt, Session, ValueId};
+use opt_core::{Error, ErrorKind, Executable, Result, ResultExt, Session, ValueId};
 use smallvec::SmallVec;
 use tch::Tensor;
 
 use crate::Device;
 use crate::compile::plan::{Place, Plan, Planned};
-use crate::convert::{from_host, kind, read, send, to_host};
+use crate::convert::{from_host, kind, send, to_host, write};
 use crate::kernels::RunCx;
 use crate::native::{self, Pool, aten};
 
@@ -22,7 +22,7 @@ pub(crate) struct TchExecutable {
 impl fmt::Debug for TchExecutable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("TchExecutable")
-            .field("device", &self.plan.device)
+            .field("device", &self.plan.options.device)
             .field("steps", &self.plan.infos())
             .finish_non_exhaustive()
     }
@@ -57,8 +57,7 @@ impl TchSession {
     fn check(&self, inputs: &[Host]) -> Result<()> {
         expect_count(self.plan.inputs.len(), inputs.len())?;
         for (tensor, input) in inputs.iter().zip(&self.plan.inputs) {
-            let shape = input.ty.shape.fixed()?;
-            expect_type(&input.name, input.ty.dtype, &shape, tensor)?;
+            expect_type(&input.name, input.dtype, &input.shape, tensor)?;
         }
         Ok(())
     }
@@ -101,12 +100,12 @@ impl TchSession {
 
     fn run_all(&mut self, inputs: &[Host], outputs: &mut Vec<Host>) -> Result<()> {
         let plan = self.plan.clone();
-        let cx = RunCx::new(plan.device);
+        let cx = RunCx::new(plan.options.device);
         let names = plan.inputs.iter();
         let inputs: Vec<Tensor> = inputs
             .iter()
             .zip(names)
-            .map(|(x, input)| given(x, plan.device).at(|| input.name.clone()))
+            .map(|(x, input)| given(x, plan.options.device).at(|| input.name.clone()))
             .collect::<Result<_>>()?;
         let (pure, effects) = plan.steps.split_at(plan.effects);
         self.execute(pure, &inputs, &cx)?;
@@ -150,36 +149,11 @@ fn given(x: &Host, device: Device) -> Result<Tensor> {
     unsafe { native::borrowed(x.bytes()?, &shape, kind(x.dtype())?) }
 }
 
-/// Writes a result into a tensor, in its own memory where that has the right size.
-fn write(x: &Tensor, dtype: DType, target: &mut Host) -> Result<()> {
-    fn copy<T: Element>(x: &Tensor, target: &mut Host) -> Result<()> {
-        let len = target.len();
-        let out: &mut [T] = target.as_slice_mut()?;
-        read(x, len, bytemuck::cast_slice_mut(out))
-    }
-    let same = target.dtype() == dtype
-        && !dtype.is_packed()
-        && target.shape().iter().map(|&n| n as i64).eq(x.size());
-    if !same {
-        *target = to_host(x, dtype)?;
-        return Ok(());
-    }
-    match dtype {
-        DType::F32 => copy::<f32>(x, target),
-        DType::F64 => copy::<f64>(x, target),
-        DType::I64 => copy::<i64>(x, target),
-        _ => {
-            *target = to_host(x, dtype)?;
-            Ok(())
-        }
-    }
-}
-
 impl Session for TchSession {
     #[tracing::instrument(level = "trace", name = "run", skip_all)]
     fn run_into(&mut self, inputs: &[Host], outputs: &mut Vec<Host>) -> Result<()> {
         self.check(inputs)?;
-        if matches!(self.plan.device, Device::Cuda(_)) {
+        if matches!(self.plan.options.device, Device::Cuda(_)) {
             native::set_tf32(self.plan.options.tf32);
         }
         if let Some(threads) = self.plan.options.threads
@@ -199,7 +173,7 @@ impl Session for TchSession {
         if let Err(e) = &result
             && native::is_out_of_memory(e.message())
         {
-            native::empty_cache(self.plan.device);
+            native::empty_cache(self.plan.options.device);
         }
         result
     }
@@ -215,7 +189,7 @@ impl Session for TchSession {
         let variable = &self.plan.variables[index];
         let old = &variable.content;
         expect_type(&variable.name, old.dtype(), old.shape(), content)?;
-        self.variables[index] = from_host(content, self.plan.device)?;
+        self.variables[index] = from_host(content, self.plan.options.device)?;
         Ok(())
     }
 }

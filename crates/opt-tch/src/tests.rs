@@ -209,6 +209,84 @@ fn executables_are_shared_between_threads() {
     });
 }
 
+/// Each dtype, the packed ones with an odd number of elements.
+#[test]
+fn outputs_are_written_where_the_last_run_left_them() {
+    let tensor = |dtype, data: &[f64]| match dtype {
+        DType::I4 | DType::U4 => {
+            let data: Vec<i8> = data.iter().map(|&v| v as i8).collect();
+            Tensor::pack(dtype, [3], &data).unwrap()
+        }
+        _ => Tensor::from_f64s(dtype, [3], data).unwrap(),
+    };
+    let mut b = GraphBuilder::new("outputs");
+    for (i, dtype) in DType::ALL.into_iter().enumerate() {
+        let x = b
+            .input(&format!("x{i}"), TensorType::new(dtype, [3]))
+            .unwrap();
+        let y = b.op(opt_core::ops::Identity, &[x]).unwrap();
+        b.output(&format!("y{i}"), y).unwrap();
+    }
+    let mut session = backend()
+        .compile(&b.finish().unwrap(), &CompileSpec::new())
+        .unwrap()
+        .session()
+        .unwrap();
+    let mut outputs = Vec::new();
+    let places = |outputs: &[Tensor]| -> Vec<*const u8> {
+        let owned = outputs.iter().filter(|y| !y.dtype().is_packed());
+        owned.map(|y| y.bytes().unwrap().as_ptr()).collect()
+    };
+    let mut last = None;
+    for data in [[1.0, 0.0, 1.0], [0.0, 1.0, 1.0], [1.0, 1.0, 0.0]] {
+        let inputs = DType::ALL.map(|d| tensor(d, &data));
+        session.run_into(&inputs, &mut outputs).unwrap();
+        assert_eq!(outputs, inputs);
+        let now = places(&outputs);
+        assert_eq!(*last.get_or_insert(now.clone()), now);
+    }
+}
+
+/// A mask of every rank, boolean or to add, on a layer that is causal too.
+#[test]
+fn masks_and_the_triangle_go_together() {
+    for lead in [&[][..], &[2], &[2, 3], &[2, 2, 3]] {
+        let operand = |len: usize, seed| {
+            let shape = [lead, &[len, 4]].concat();
+            opt_suite::uniform(DType::F32, &shape, seed, -1.0, 1.0).unwrap()
+        };
+        let operands = [operand(3, 1), operand(5, 2), operand(5, 3)];
+        let whole = [lead, &[3, 5]].concat();
+        for mask in (0..=whole.len()).map(|cut| &whole[cut..]) {
+            let added = opt_suite::uniform(DType::F32, mask, 4, -1.0, 1.0).unwrap();
+            let seen: Vec<bool> = added.to_f64s().iter().map(|&v| v > -0.3).collect();
+            for mask in [added, Tensor::from_bools(mask, seen).unwrap()] {
+                let mut b = GraphBuilder::new("attention");
+                let mut inputs = operands.to_vec();
+                inputs.push(mask);
+                let ids: Vec<_> = inputs
+                    .iter()
+                    .enumerate()
+                    .map(|(i, x)| {
+                        let ty = TensorType::new(x.dtype(), x.shape());
+                        b.input(&format!("x{i}"), ty).unwrap()
+                    })
+                    .collect();
+                let y = b
+                    .attention(ids[0], ids[1], ids[2], Some(ids[3]), true)
+                    .unwrap();
+                b.output("y", y).unwrap();
+                let graph = b.finish().unwrap();
+                let found = backend().run_once(&graph, &inputs).unwrap();
+                let expected = opt_ndarray::NdarrayBackend::default()
+                    .run_once(&graph, &inputs)
+                    .unwrap();
+                opt_suite::close(&found[0], &expected[0], 1e-5).unwrap();
+            }
+        }
+    }
+}
+
 /// RMSprop, clipping and weight decay of parameters of several shapes, with multi-tensor calls and
 /// without.
 #[test]

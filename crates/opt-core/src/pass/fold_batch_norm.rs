@@ -11,6 +11,18 @@ use crate::{
 /// The folded weight is a new variable (or constant, if the weight was one) under the old name;
 /// its pruning mask moves with it, since scaling keeps zeros. A batch normalization whose input
 /// has other readers, or follows nothing foldable, stays.
+///
+/// ```
+/// use opt_core::nn::zoo;
+/// use opt_core::pass::FoldBatchNorm;
+/// use opt_core::{Context, Pass};
+///
+/// let model = zoo::resnet20([3, 32, 32], 10, 0)?;
+/// let (graph, report) = FoldBatchNorm.apply(model, &mut Context::new())?;
+/// assert_eq!(report.changed, 19);
+/// assert!(graph.nodes().all(|(_, n)| n.op().name() != "BatchNorm"));
+/// # Ok::<(), opt_core::Error>(())
+/// ```
 #[derive(Debug, Clone, Copy, Default)]
 pub struct FoldBatchNorm;
 

@@ -323,6 +323,55 @@ fn missing(what: &str, how: &str) -> crate::Error {
 /// A pass is pure: it takes the graph by value, so that a caller who wants the old one clones it
 /// (tensors are shared). Facts that earlier passes recorded on the graph hold after it, but for
 /// those that [`Pass::preserves`] leaves out.
+///
+/// A pass of one's own, in a [`Pipeline`] with another:
+///
+/// ```
+/// use opt_core::nn::{Linear, ModelBuilder};
+/// use opt_core::ops::{Op, Unary, UnaryOp};
+/// use opt_core::pass::CommonSubexpressions;
+/// use opt_core::{Context, Graph, GraphPatch, Pass, Pipeline, Report, Result};
+///
+/// /// Replaces every ReLU by a SiLU.
+/// #[derive(Debug)]
+/// struct ReluToSilu;
+///
+/// impl Pass for ReluToSilu {
+///     fn name(&self) -> &str {
+///         "relu_to_silu"
+///     }
+///
+///     fn apply(&self, graph: Graph, _: &mut Context<'_>) -> Result<(Graph, Report)> {
+///         let nodes: Vec<_> = graph.nodes().map(|(_, n)| n.clone()).collect();
+///         let mut patch = GraphPatch::new(graph);
+///         let mut changed = 0;
+///         for node in nodes {
+///             if *node.op() == Op::from(Unary { op: UnaryOp::Relu }) {
+///                 let y = patch.silu(node.inputs()[0])?;
+///                 patch.replace(node.outputs()[0], y)?;
+///                 changed += 1;
+///             }
+///         }
+///         Ok((patch.finish()?, Report::new(changed)))
+///     }
+/// }
+///
+/// # fn main() -> Result<()> {
+/// let mut m = ModelBuilder::new("net", 0);
+/// let x = m.batch("x", [8])?;
+/// let h = m.layer("hidden", Linear::new(16), x)?;
+/// let (a, b) = (m.relu(h)?, m.relu(h)?);
+/// let y = m.add(a, b)?;
+/// m.output("y", y)?;
+///
+/// let pipeline = Pipeline::new().then(CommonSubexpressions).then(ReluToSilu);
+/// let (graph, reports) = pipeline.run(m.finish()?, &mut Context::new())?;
+/// // The two ReLUs were one by then.
+/// assert_eq!(reports[1].1.changed, 1);
+/// assert!(graph.nodes().all(|(_, n)| n.op().name() != "Relu"));
+/// # Ok(())
+/// # }
+/// ```
 pub trait Pass: fmt::Debug + Send + Sync {
     /// Its name, in snake case, as pipeline files write it.
     fn name(&self) -> &str;

@@ -16,6 +16,21 @@ pub const RNG_STEP: &str = "rng.step";
 /// Batch normalization then uses the statistics of the batch and assigns the running ones;
 /// dropout drops, by a counter variable [`RNG_STEP`] that each run increments. A graph without
 /// either is left as it is.
+///
+/// ```
+/// use opt_core::nn::zoo;
+/// use opt_core::pass::{EvalMode, TrainMode};
+/// use opt_core::{Context, Pass};
+///
+/// let mut cx = Context::new();
+/// let model = zoo::resnet20([3, 32, 32], 10, 0)?;
+/// let (training, report) = TrainMode.apply(model, &mut cx)?;
+/// // One for each of the 19 batch normalizations.
+/// assert_eq!(report.changed, 19);
+/// let (_, report) = EvalMode.apply(training, &mut cx)?;
+/// assert_eq!(report.changed, 19);
+/// # Ok::<(), opt_core::Error>(())
+/// ```
 #[derive(Debug, Clone, Copy, Default)]
 pub struct TrainMode;
 

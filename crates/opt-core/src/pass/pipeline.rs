@@ -244,6 +244,20 @@ impl Pass for Pipeline {
 type Maker = Box<dyn Fn(&str) -> Result<Box<dyn Pass>> + Send + Sync>;
 
 /// The passes that pipeline files may name.
+///
+/// ```
+/// use opt_core::pass::{DeadCode, Registry};
+/// use opt_core::{ErrorKind, Pipeline};
+///
+/// // The passes of this crate, and one under a name of its own.
+/// let registry = Registry::core().with("clean", |_parameters| Ok(Box::new(DeadCode)));
+/// let file = "[[pass]]\nname = \"fold_batch_norm\"\n\n[[pass]]\nname = \"clean\"\n";
+/// Pipeline::from_toml(file, &registry)?;
+///
+/// let error = Pipeline::from_toml(file, &Registry::core()).unwrap_err();
+/// assert_eq!(error.kind(), ErrorKind::Pipeline);
+/// # Ok::<(), opt_core::Error>(())
+/// ```
 #[derive(Default)]
 pub struct Registry {
     makers: BTreeMap<String, Maker>,

@@ -337,6 +337,25 @@ impl AxisMap {
 /// Removes entries of axes everywhere: variables, constants and their facts are sliced, ops
 /// correct their attributes, types are inferred again.
 ///
+/// ```
+/// use opt_core::nn::zoo;
+/// use opt_core::pass::{AxisGroups, AxisMap, shrink};
+///
+/// let graph = zoo::lenet5([1, 28, 28], 10, 0)?;
+/// let groups = AxisGroups::of(&graph)?;
+/// // The first output channel of the second convolution, and what goes with it.
+/// let weight = graph.find("conv2.weight")?;
+/// let group = groups.of_entry(weight, 0, 0).expect("an entry of a fixed axis");
+/// let small = shrink(&graph, &AxisMap::removing(&graph, [group])?)?;
+///
+/// let shape = |name: &str| small.find(name).map(|v| small.type_of(v).to_string());
+/// assert_eq!(shape("conv2.weight")?, "f32[49,20,5,5]");
+/// assert_eq!(shape("conv2.bias")?, "f32[49]");
+/// // Its 4x4 pixels are columns of the next layer.
+/// assert_eq!(shape("fc1.weight")?, "f32[500,784]");
+/// # Ok::<(), opt_core::Error>(())
+/// ```
+///
 /// # Errors
 /// If an axis would become empty, or an op cannot be expressed for what is left, at its node.
 pub fn shrink(graph: &Graph, map: &AxisMap) -> Result<Graph> {

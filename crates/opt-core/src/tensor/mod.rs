@@ -344,6 +344,16 @@ impl Tensor {
         Ok(&self.storage.bytes()[start..][..self.size_in_bytes()])
     }
 
+    /// The bytes in row-major order, to write, if they are contiguous and nobody else holds them.
+    pub(crate) fn own_bytes_mut(&mut self) -> Option<&mut [u8]> {
+        if !self.is_contiguous() {
+            return None;
+        }
+        let (start, len) = (self.dtype.bytes(self.offset), self.size_in_bytes());
+        let buffer = Arc::get_mut(&mut self.storage).filter(|buffer| buffer.is_owned())?;
+        Some(&mut buffer.bytes_mut()[start..][..len])
+    }
+
     /// A copy of the elements in row-major order.
     ///
     /// # Errors

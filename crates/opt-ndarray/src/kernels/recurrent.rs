@@ -199,18 +199,26 @@ trait Cell: Send + Sync + std::fmt::Debug {
 #[derive(Debug, Clone, Copy)]
 struct LstmCell;
 
+impl LstmCell {
+    /// The input, output, forget and cell gates of a unit, from the pre-activations.
+    #[inline(always)]
+    fn gates<T: Real>(hidden: usize, wx: &[T], rh: &[T], unit: usize) -> [T; 4] {
+        let at = |gate: usize| wx[gate * hidden + unit] + rh[gate * hidden + unit];
+        [
+            at(0).sigmoid(),
+            at(1).sigmoid(),
+            at(2).sigmoid(),
+            at(3).tanh_of(),
+        ]
+    }
+}
+
 impl Cell for LstmCell {
     const STATES: usize = 2;
 
     fn forward<T: Real>(&self, hidden: usize, wx: &[T], rh: &[T], h: &mut [T], c: &mut [T]) {
         for j in 0..hidden {
-            let at = |gate: usize| wx[gate * hidden + j] + rh[gate * hidden + j];
-            let (i, o, f, g) = (
-                at(0).sigmoid(),
-                at(1).sigmoid(),
-                at(2).sigmoid(),
-                at(3).tanh_of(),
-            );
+            let [i, o, f, g] = LstmCell::gates(hidden, wx, rh, j);
             c[j] = f * c[j] + i * g;
             h[j] = o * c[j].tanh_of();
         }
@@ -226,13 +234,7 @@ impl Cell for LstmCell {
         (dwx, drh): (&mut [T], &mut [T]),
     ) {
         for j in 0..hidden {
-            let at = |gate: usize| wx[gate * hidden + j] + rh[gate * hidden + j];
-            let (i, o, f, g) = (
-                at(0).sigmoid(),
-                at(1).sigmoid(),
-                at(2).sigmoid(),
-                at(3).tanh_of(),
-            );
+            let [i, o, f, g] = LstmCell::gates(hidden, wx, rh, j);
             let t = (f * c[j] + i * g).tanh_of();
             let total = dc[j] + dh[j] * o * (T::ONE - t * t);
             let d = [

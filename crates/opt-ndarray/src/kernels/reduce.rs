@@ -161,20 +161,23 @@ impl Reduce {
         run: Option<fn(&[T]) -> f64>,
         threads: usize,
     ) {
-        let mean = if self.op == ReduceOp::Mean {
-            1.0 / self.count as f64
-        } else {
-            1.0
-        };
         let fold = Plain {
             start: self.start(),
             op: self.op,
             to,
             from,
             run,
-            mean,
+            mean: self.mean(),
         };
         self.fold(x, out, &fold, threads);
+    }
+
+    /// The factor of a sum.
+    fn mean(&self) -> f64 {
+        match self.op {
+            ReduceOp::Mean => 1.0 / self.count as f64,
+            _ => 1.0,
+        }
     }
 
     fn start(&self) -> f64 {
@@ -359,58 +362,36 @@ by_isa! {
 }
 
 impl Reduce {
-    /// Sums and means of `f32`.
-    fn sums(&self, x: &[f32], out: &mut [f32], threads: usize) {
-        let scale = if self.op == ReduceOp::Mean {
-            1.0 / self.count as f64
-        } else {
-            1.0
-        };
+    /// Sums and means of `f32` where the innermost axis, of size `len`, is kept.
+    fn column_sums(&self, x: &[f32], out: &mut [f32], len: usize, threads: usize) {
+        let scale = self.mean();
         let combinations = size(&self.reduced);
         let threads = if x.len() < PARALLEL { 1 } else { threads };
-        match self.inner {
-            Inner::Reduced(len) => {
-                let grain = (PARALLEL / 4 / self.count.max(1)).max(1);
-                parallel_chunks(threads, out, grain, |chunk, out| {
-                    for (i, out) in out.iter_mut().enumerate() {
-                        let base = offset(&self.kept, chunk * grain + i);
-                        let mut total = 0f64;
-                        for r in 0..combinations {
-                            let at = base + offset(&self.reduced, r);
-                            total += sum(&x[at..at + len]);
-                        }
-                        *out = (total * scale) as f32;
-                    }
-                });
-            }
-            Inner::Kept(len) => {
-                // A row, or the part of a long one that a thread takes; the same cut for any
-                // number of threads.
-                let rows = size(&self.kept);
-                let width = if rows == 1 { len.min(WIDTH) } else { len };
-                let per_row = len.div_ceil(width.max(1)).max(1);
-                parallel_chunks(threads, out, width.max(1), |chunk, out| {
-                    let base = offset(&self.kept, chunk / per_row) + chunk % per_row * width;
-                    for (tile, out) in out.chunks_mut(WIDTH).enumerate() {
-                        let mut totals = [0f64; WIDTH];
-                        let mut sums = [0f32; WIDTH];
-                        let sums = &mut sums[..out.len()];
-                        for r in 0..combinations {
-                            let at = base + offset(&self.reduced, r) + tile * WIDTH;
-                            add_to(sums, &x[at..at + out.len()]);
-                            if r % 64 == 63 || r + 1 == combinations {
-                                for (total, sum) in totals.iter_mut().zip(&mut *sums) {
-                                    *total += f64::from(std::mem::take(sum));
-                                }
-                            }
-                        }
-                        for (out, &total) in out.iter_mut().zip(&totals) {
-                            *out = (total * scale) as f32;
+        // A row, or the part of a long one that a thread takes; the same cut for any number of
+        // threads.
+        let rows = size(&self.kept);
+        let width = if rows == 1 { len.min(WIDTH) } else { len };
+        let per_row = len.div_ceil(width.max(1)).max(1);
+        parallel_chunks(threads, out, width.max(1), |chunk, out| {
+            let base = offset(&self.kept, chunk / per_row) + chunk % per_row * width;
+            for (tile, out) in out.chunks_mut(WIDTH).enumerate() {
+                let mut totals = [0f64; WIDTH];
+                let mut sums = [0f32; WIDTH];
+                let sums = &mut sums[..out.len()];
+                for r in 0..combinations {
+                    let at = base + offset(&self.reduced, r) + tile * WIDTH;
+                    add_to(sums, &x[at..at + out.len()]);
+                    if r % 64 == 63 || r + 1 == combinations {
+                        for (total, sum) in totals.iter_mut().zip(&mut *sums) {
+                            *total += f64::from(std::mem::take(sum));
                         }
                     }
-                });
+                }
+                for (out, &total) in out.iter_mut().zip(&totals) {
+                    *out = (total * scale) as f32;
+                }
             }
-        }
+        });
     }
 }
 
@@ -422,12 +403,15 @@ impl Kernel for Reduce {
     fn run(&self, args: &[Arg<'_>], outs: &mut [Out<'_>], cx: &mut RunCx<'_>) -> Result<()> {
         let (x, out, threads) = (&args[0], &mut outs[0], cx.threads);
         match self.dtype {
-            DType::F32 if matches!(self.op, ReduceOp::Sum | ReduceOp::Mean) => {
-                self.sums(x.typed(), out.typed(), threads);
-            }
             DType::F32 => {
+                let sums = matches!(self.op, ReduceOp::Sum | ReduceOp::Mean);
+                if let (true, Inner::Kept(len)) = (sums, self.inner) {
+                    self.column_sums(x.typed(), out.typed(), len, threads);
+                    return Ok(());
+                }
                 let run: Option<fn(&[f32]) -> f64> = match self.op {
                     ReduceOp::Max => Some(|x| max(x).into()),
+                    ReduceOp::Sum | ReduceOp::Mean => Some(sum),
                     _ => None,
                 };
                 let (x, out) = (x.typed::<f32>(), out.typed());

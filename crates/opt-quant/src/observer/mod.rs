@@ -17,6 +17,24 @@ use opt_core::{Error, ErrorKind, Result, Tensor};
 use crate::Scheme;
 
 /// Watches tensors and proposes the range to quantize.
+///
+/// ```
+/// use opt_core::Tensor;
+/// use opt_quant::{ObserverKind, Scheme};
+///
+/// let mut values = vec![0.5f32; 9_999];
+/// values.push(80.0);
+/// let batch = Tensor::new([10_000], values)?;
+/// let range = |kind: ObserverKind| -> opt_quant::Result<(f64, f64)> {
+///     let mut observer = kind.observer()?;
+///     observer.update(&batch)?;
+///     observer.range(&Scheme::activations())
+/// };
+/// assert_eq!(range(ObserverKind::MinMax)?, (0.5, 80.0));
+/// let (_, high) = range(ObserverKind::Percentile(0.999))?;
+/// assert!(high < 1.0, "the one outlier is clipped");
+/// # Ok::<(), opt_quant::Error>(())
+/// ```
 pub trait RangeObserver: std::fmt::Debug + Send {
     /// Takes in a tensor's values.
     ///

@@ -4,12 +4,11 @@ use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 
 use opt_core::backend::Step as StepInfo;
-use opt_core::{DType, Op, Result, TensorType, ValueId};
+use opt_core::{DType, Op, Result, ValueId};
 use tch::Tensor;
 
 use super::Options;
 use super::ir::{Ir, Kind, Step, Value, Variable};
-use crate::Device;
 use crate::convert::from_host;
 use crate::kernels::Kernel;
 
@@ -50,12 +49,12 @@ pub(crate) struct Assignment {
 #[derive(Debug)]
 pub(crate) struct Input {
     pub(crate) name: String,
-    pub(crate) ty: TensorType,
+    pub(crate) dtype: DType,
+    pub(crate) shape: Vec<usize>,
 }
 
 /// A compiled graph.
 pub(crate) struct Plan {
-    pub(crate) device: Device,
     pub(crate) inputs: Vec<Input>,
     /// On the device; sessions take references of their own.
     constants: Mutex<Vec<Tensor>>,
@@ -187,13 +186,17 @@ impl Plan {
         for v in &ir.outputs {
             outputs.push((place(v)?, ir.types[*v].dtype));
         }
-        let inputs = ir.inputs.iter().map(|(name, v)| Input {
-            name: name.clone(),
-            ty: ir.types[*v].clone(),
-        });
+        let mut inputs = Vec::new();
+        for (name, v) in &ir.inputs {
+            let ty = &ir.types[*v];
+            inputs.push(Input {
+                name: name.clone(),
+                dtype: ty.dtype,
+                shape: ty.shape.fixed()?.to_vec(),
+            });
+        }
         Ok(Plan {
-            device,
-            inputs: inputs.collect(),
+            inputs,
             constants: Mutex::new(constants),
             effects: effects.unwrap_or(steps.len()),
             steps,
@@ -219,7 +222,7 @@ impl Plan {
         let each = self
             .variables
             .iter()
-            .map(|v| from_host(&v.content, self.device));
+            .map(|v| from_host(&v.content, self.options.device));
         each.collect()
     }
 

@@ -1,16 +1,50 @@
 //! Scaled dot-product attention, through libtorch's choice of fused kernels.
 
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
 use opt_core::ops::Attention;
 use opt_core::{DType, Result};
 use tch::{Kind, Tensor};
 
 use super::elementwise::to;
-use super::{CompileCx, Kernel, int};
+use super::{CompileCx, Kernel, Shared};
 use crate::Device;
-use crate::convert::kind;
+use crate::convert::{kind, kind_number, to_device};
 use crate::native::{self, Arg, Operator, Outs, aten};
 
 static SDPA: Operator = Operator::new("scaled_dot_product_attention");
+
+/// The triangles that compiled layers hold: those of the same lengths share one.
+static TRIANGLES: Mutex<Vec<(Triangle, Weak<Shared>)>> = Mutex::new(Vec::new());
+
+/// A boolean matrix `[queries, keys]` on a device.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Triangle {
+    device: Device,
+    queries: i64,
+    keys: i64,
+    /// Whether it is true where the key comes after the query, or where it does not.
+    after: bool,
+}
+
+impl Triangle {
+    fn tensor(self) -> Result<Arc<Shared>> {
+        let mut all = TRIANGLES.lock().unwrap_or_else(PoisonError::into_inner);
+        let held = all.iter().find(|(triangle, _)| *triangle == self);
+        if let Some(held) = held.and_then(|(_, tensor)| tensor.upgrade()) {
+            return Ok(held);
+        }
+        let ones = aten!("ones", &[self.queries, self.keys], kind_number(Kind::Bool))?;
+        let tensor = match self.after {
+            true => aten!("triu", &ones, 1i64)?,
+            false => aten!("tril", &ones)?,
+        };
+        let tensor = Arc::new(Shared::new(to_device(&tensor, self.device)?));
+        all.retain(|(_, tensor)| tensor.strong_count() > 0);
+        all.push((self, Arc::downgrade(&tensor)));
+        Ok(tensor)
+    }
+}
 
 #[derive(Debug, Clone)]
 struct Shape {
@@ -19,6 +53,9 @@ struct Shape {
     /// The leading axes as two, which the fused kernels want.
     lead: [i64; 2],
     mask: Option<DType>,
+    /// What a mask is combined with where the layer is causal too: the keys that a boolean one
+    /// leaves, or those that one to add hides.
+    triangle: Option<Arc<Shared>>,
     out: Vec<i64>,
     /// What it is computed in, where that is not the operands' type: on the processor libtorch
     /// rounds the probabilities to 16 bits, and its gradient by a query in bf16 can be a sixth off.
@@ -36,12 +73,29 @@ impl Shape {
             scale: op.scale_for(&cx.inputs[0])?,
             causal: op.causal,
             lead: [batch, heads],
-            mask: cx.inputs.get(3).map(|t| t.dtype),
+            mask: None,
+            triangle: None,
             out: cx.out_shape(0)?,
             wide: (cx.device == Device::Cpu && cx.inputs[0].dtype.bits() == 16)
                 .then_some(Kind::Float),
             target: kind(cx.inputs[0].dtype)?,
         })
+    }
+
+    /// The same for what reads the operands: query, key, value, perhaps a mask.
+    fn with_mask(mut self, cx: &CompileCx<'_>) -> Result<Shape> {
+        self.mask = cx.inputs.get(3).map(|t| t.dtype);
+        if let Some(mask) = self.mask.filter(|_| self.causal) {
+            let (q, k) = (cx.shape(0)?, cx.shape(1)?);
+            let triangle = Triangle {
+                device: cx.device,
+                queries: q[q.len() - 2],
+                keys: k[k.len() - 2],
+                after: mask != DType::Bool,
+            };
+            self.triangle = Some(triangle.tensor()?);
+        }
+        Ok(self)
     }
 
     /// An operand with four axes.
@@ -88,18 +142,11 @@ impl Shape {
                 mask = aten!("unsqueeze", &mask, 0i64)?;
             }
         }
-        if self.causal {
-            let ones = aten!("new_ones", &mask, &[queries, keys], int(11)?)?;
-            let seen = aten!("tril", &ones)?;
+        if let Some(triangle) = &self.triangle {
+            let triangle = triangle.get();
             mask = match self.mask {
-                Some(DType::Bool) => aten!("logical_and", &mask, &seen)?,
-                _ => {
-                    let hidden = aten!("logical_not", &seen)?;
-                    let full = aten!("add.Scalar", &mask, 0.0)?;
-                    let shape = [&full.size()[..2], &[queries, keys]].concat();
-                    let full = aten!("expand", &full, &shape)?;
-                    aten!("masked_fill.Scalar", &full, &hidden, f64::NEG_INFINITY)?
-                }
+                Some(DType::Bool) => aten!("logical_and", &mask, triangle)?,
+                _ => aten!("masked_fill.Scalar", &mask, triangle, f64::NEG_INFINITY)?,
             };
         }
         Ok(Some(mask))
@@ -147,7 +194,7 @@ impl Shape {
 }
 
 pub(super) fn compile(op: &Attention, cx: &CompileCx<'_>) -> Result<Kernel> {
-    let shape = Shape::new(op, cx)?;
+    let shape = Shape::new(op, cx)?.with_mask(cx)?;
     Ok(Kernel::one("attention", move |x| {
         let ([q, k, v], mask) = shape.operands(x)?;
         let y = shape.run(&q, &k, &v, mask.as_ref(), false)?;
@@ -157,7 +204,7 @@ pub(super) fn compile(op: &Attention, cx: &CompileCx<'_>) -> Result<Kernel> {
 
 /// Attention that is recorded: after its result come the recorded one, query, key and value.
 pub(crate) fn compile_recorded(op: &Attention, cx: &CompileCx<'_>) -> Result<Kernel> {
-    let shape = Shape::new(op, cx)?;
+    let shape = Shape::new(op, cx)?.with_mask(cx)?;
     Ok(Kernel::new("attention", move |x, _| {
         let ([q, k, v], mask) = shape.operands(x)?;
         let [q, k, v] = [native::leaf(&q)?, native::leaf(&k)?, native::leaf(&v)?];
@@ -181,4 +228,32 @@ pub(crate) fn compile_grad(op: &Attention, cx: &CompileCx<'_>) -> Result<Kernel>
         }
         Ok(outs)
     }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn triangles_are_shared_and_go_with_the_last_layer() {
+        let triangle = |keys, after| Triangle {
+            device: Device::Cpu,
+            queries: 3,
+            keys,
+            after,
+        };
+        let content = |t: &Shared| crate::convert::to_host(t.get(), DType::Bool).unwrap();
+        let (left, hidden) = (triangle(11, false), triangle(11, true));
+        let (a, b) = (left.tensor().unwrap(), hidden.tensor().unwrap());
+        assert!(Arc::ptr_eq(&a, &left.tensor().unwrap()));
+        let (seen, after) = (content(&a).to_f64s(), content(&b).to_f64s());
+        for (i, (seen, after)) in seen.into_iter().zip(after).enumerate() {
+            let expected = f64::from(u8::from(i % 11 <= i / 11));
+            assert_eq!((seen, after), (expected, 1.0 - expected), "entry {i}");
+        }
+        let weak = Arc::downgrade(&a);
+        drop(a);
+        assert!(weak.upgrade().is_none());
+        assert_eq!(content(&left.tensor().unwrap()).shape(), [3, 11]);
+    }
 }

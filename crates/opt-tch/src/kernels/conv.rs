@@ -9,6 +9,9 @@ use super::{CompileCx, Kernel, int, ints, sizes};
 use crate::Device;
 use crate::native::{Arg, Outs, aten, atens};
 
+/// `at::MemoryFormat::ChannelsLast`
+const CHANNELS_LAST: i64 = 2;
+
 /// A window as libtorch's operators take it.
 #[derive(Debug, Clone)]
 pub(crate) struct Geometry {
@@ -18,6 +21,8 @@ pub(crate) struct Geometry {
     pub(crate) dilations: Vec<i64>,
     /// What is padded before, for `constant_pad_nd`; empty where the sides are alike.
     pub(crate) before: Vec<i64>,
+    /// Zeros: only a transposed convolution pads its output.
+    output_padding: Vec<i64>,
     pub(crate) groups: i64,
 }
 
@@ -31,11 +36,13 @@ impl Geometry {
                 before.extend([*b, *e]);
             }
         }
+        let zeros = vec![0; window.rank()];
         Ok(Geometry {
             strides: ints(&window.strides)?,
-            pads: if alike { begin } else { vec![0; window.rank()] },
+            pads: if alike { begin } else { zeros.clone() },
             dilations: ints(&window.dilations)?,
             before,
+            output_padding: zeros,
             groups: int(groups)?,
         })
     }
@@ -62,10 +69,6 @@ impl Geometry {
         Ok(g)
     }
 
-    fn zeros(&self) -> Vec<i64> {
-        vec![0; self.strides.len()]
-    }
-
     pub(crate) fn forward(
         &self,
         x: &Tensor,
@@ -82,7 +85,7 @@ impl Geometry {
             &self.pads,
             &self.dilations,
             false,
-            &self.zeros(),
+            &self.output_padding,
             self.groups,
         )
     }
@@ -108,7 +111,7 @@ impl Geometry {
             &self.pads,
             &self.dilations,
             false,
-            &self.zeros(),
+            &self.output_padding,
             self.groups,
             &wanted,
         )?;
@@ -126,9 +129,6 @@ pub(crate) fn channels_last(cx: &CompileCx<'_>) -> bool {
         && cx.inputs[0].dtype.bits() == 16
         && cx.inputs[0].rank() == 4
 }
-
-/// `at::MemoryFormat::ChannelsLast`
-const CHANNELS_LAST: i64 = 2;
 
 /// The same tensor with channels last in memory.
 pub(crate) fn to_channels_last(x: &Tensor) -> Result<Tensor> {

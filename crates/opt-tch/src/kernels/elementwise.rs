@@ -9,6 +9,12 @@ use crate::compile::fused::missing;
 use crate::convert::{kind, kind_number};
 use crate::native::{Arg, aten};
 
+/// `threshold` of softplus, above which it is x: ln(1 + e^x) differs from it in f64 up to 37.
+const LINEAR: f64 = 40.0;
+
+/// Scale and negative scale of SELU (Klambauer et al. 2017).
+const SELU: (f64, f64) = (1.050_700_987_355_480_5, 1.673_263_242_354_377_2);
+
 pub(super) fn compile(op: &Op, cx: &CompileCx<'_>) -> Result<Kernel> {
     match op {
         Op::Unary(op) => Ok(unary(op.op)),
@@ -344,12 +350,6 @@ fn saturated(x: &Tensor, target: Kind, low: i64, high: i64) -> Result<Tensor> {
     let inside = aten!("masked_fill.Scalar", &inside, &above, 0.0)?;
     aten!("masked_fill.Scalar", &to(&inside, target)?, &above, high)
 }
-
-/// `threshold` of softplus, above which it is x: ln(1 + e^x) differs from it in f64 up to 37.
-const LINEAR: f64 = 40.0;
-
-/// Scale and negative scale of SELU (Klambauer et al. 2017).
-const SELU: (f64, f64) = (1.050_700_987_355_480_5, 1.673_263_242_354_377_2);
 
 /// The gradient of an activation; inputs are the arriving gradient and what it is computed from,
 /// the output for ReLU, sigmoid and tanh, else the input.

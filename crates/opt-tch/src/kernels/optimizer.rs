@@ -5,7 +5,10 @@ use tch::Tensor;
 
 use super::Kernel;
 use crate::compile::fused::{Adam, Sgd};
-use crate::native::{Arg, Outs, aten, atens};
+use crate::native::{Arg, Operator, Outs, aten, atens};
+
+static ADAM: Operator = Operator::new("_fused_adam_.tensor_lr");
+static ADAMW: Operator = Operator::new("_fused_adamw_.tensor_lr");
 
 /// Whether to leave the step out, where an input says so, and the other inputs.
 fn guard<'a, 'b>(guarded: bool, x: &'a [&'b Tensor]) -> (Option<&'b Tensor>, &'a [&'b Tensor]) {
@@ -23,10 +26,9 @@ fn contiguous(grads: &[&Tensor]) -> Result<Vec<Tensor>> {
 
 pub(crate) fn compile_adam(adam: &Adam) -> Kernel {
     let adam = adam.clone();
-    let name = if adam.decoupled {
-        "_fused_adamw_"
-    } else {
-        "_fused_adam_"
+    let (name, operator) = match adam.decoupled {
+        true => ("_fused_adamw_", &ADAMW),
+        false => ("_fused_adam_", &ADAM),
     };
     Kernel::new(name, move |x, _| {
         let n = adam.count;
@@ -53,16 +55,10 @@ pub(crate) fn compile_adam(adam: &Adam) -> Kernel {
             Arg::None,
             Arg::from(found),
         ];
-        match adam.decoupled {
-            true => ADAMW.call(&args),
-            false => ADAM.call(&args),
-        }?;
+        operator.call(&args)?;
         Ok(Outs::new())
     })
 }
-
-static ADAM: crate::native::Operator = crate::native::Operator::new("_fused_adam_.tensor_lr");
-static ADAMW: crate::native::Operator = crate::native::Operator::new("_fused_adamw_.tensor_lr");
 
 pub(crate) fn compile_sgd(sgd: &Sgd) -> Kernel {
     let sgd = sgd.clone();

@@ -8,6 +8,9 @@ use tch::Tensor;
 use super::{CompileCx, Kernel, int, ints};
 use crate::native::{Arg, Outs, aten, atens};
 
+/// What padding holds, so that it never wins.
+const LOWEST: f64 = f64::NEG_INFINITY;
+
 /// A pooling window; one axis is run as two, the first of size 1.
 #[derive(Debug, Clone)]
 struct Pool {
@@ -148,9 +151,6 @@ impl Pool {
 fn max_of(op: &MaxPool, input: &[i64], output: &[i64]) -> Result<Pool> {
     Pool::new(&op.kernel, &op.window, op.ceil_mode, input, output)
 }
-
-/// What padding holds, so that it never wins.
-const LOWEST: f64 = f64::NEG_INFINITY;
 
 fn filler(cx: &CompileCx<'_>, pool: &Pool) -> Result<f64> {
     let dtype = cx.inputs[0].dtype;

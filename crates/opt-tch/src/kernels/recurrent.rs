@@ -8,6 +8,9 @@ use tch::Tensor;
 use super::{CompileCx, Kernel};
 use crate::native::{self, Arg, Operator, Outs, aten};
 
+static LSTM: Operator = Operator::new("lstm.input");
+static GRU: Operator = Operator::new("gru.input");
+
 /// An LSTM, or a GRU with the reset gate after the recurrent product.
 #[derive(Debug, Clone)]
 struct Network {
@@ -182,9 +185,6 @@ fn differentiate(recorded: &[&Tensor], grads: &[&Tensor], leaves: &[&Tensor]) ->
         })
         .collect()
 }
-
-static LSTM: Operator = Operator::new("lstm.input");
-static GRU: Operator = Operator::new("gru.input");
 
 /// Calls that are recorded, or not.
 struct Recorder(bool);

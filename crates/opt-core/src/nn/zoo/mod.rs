@@ -27,12 +27,13 @@ pub use resnet::resnet20;
 pub use transformer::{TransformerClassifier, transformer_classifier};
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::autodiff::grad;
     use crate::{Graph, GraphBuilder};
 
-    fn models() -> Vec<Graph> {
+    /// A small model of each architecture.
+    pub(crate) fn models() -> Vec<Graph> {
         let lstm = LstmClassifier {
             vocabulary: 20,
             steps: 5,

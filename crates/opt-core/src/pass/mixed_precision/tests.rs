@@ -1,40 +1,15 @@
 use super::*;
 use crate::autodiff::grad;
-use crate::nn::zoo::{self, LstmClassifier, TransformerClassifier};
+use crate::nn::zoo;
 use crate::nn::{BatchNorm, Conv, Linear, ModelBuilder};
 use crate::ops::FakeQuantize;
 use crate::pass::{Registry, TrainMode};
 use crate::{GraphBuilder, Pipeline, Tensor};
 
-fn models() -> Vec<Graph> {
-    let lstm = LstmClassifier {
-        vocabulary: 20,
-        steps: 5,
-        width: 4,
-        hidden: 6,
-        bidirectional: true,
-        classes: 3,
-    };
-    let transformer = TransformerClassifier {
-        vocabulary: 20,
-        steps: 5,
-        width: 8,
-        heads: 2,
-        feedforward: 16,
-        layers: 2,
-        dropout: 0.1,
-        classes: 3,
-    };
-    [
-        zoo::lenet_300_100(64, 10, 0),
-        zoo::lenet5([1, 28, 28], 10, 0),
-        zoo::resnet20([3, 16, 16], 10, 0),
-        zoo::lstm_classifier(&lstm, 0),
-        zoo::transformer_classifier(&transformer, 0),
-    ]
-    .into_iter()
-    .map(Result::unwrap)
-    .collect()
+/// The zoo's models that have something to lower.
+fn models() -> impl Iterator<Item = Graph> {
+    let all = zoo::tests::models().into_iter();
+    all.filter(|graph| graph.nodes().any(|(_, n)| n.op().name() == "MatMul"))
 }
 
 /// The dtypes of the first outputs of all nodes of an op.
