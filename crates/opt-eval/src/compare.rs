@@ -30,7 +30,8 @@ pub struct Row {
 /// Models side by side; the first is the one that the others are compared with.
 ///
 /// A ratio stands only where both figures were measured: without a measured latency no model is
-/// called faster, and one that became slower is said to be slower.
+/// called faster, and one that became slower is said to be slower. Latencies within 3 % of each
+/// other are called the same.
 ///
 /// ```
 /// use opt_eval::{Comparison, Row};
@@ -231,7 +232,7 @@ impl Comparison {
         });
         let latency = row.latency_us.map(|us| {
             let before = first.and_then(|first| first.latency_us);
-            let change = before.and_then(|before| ratio(before, us, "faster", "slower"));
+            let change = before.and_then(|before| speed(before, us));
             with_change(format!("{us:.1} us"), change)
         });
         let missing = || "-".to_string();
@@ -260,6 +261,18 @@ fn with_change(value: String, change: Option<String>) -> String {
         Some(change) => format!("{value} ({change})"),
         None => value,
     }
+}
+
+/// Medians of equal models differ by a few per cent from one measurement to the next.
+const SAME_LATENCY: f64 = 1.03;
+
+/// How a latency changed, in words.
+fn speed(before: f64, after: f64) -> Option<String> {
+    let factor = before / after;
+    if (1.0 / SAME_LATENCY..SAME_LATENCY).contains(&factor) {
+        return Some("same".to_string());
+    }
+    ratio(before, after, "faster", "slower")
 }
 
 /// How `before` became `after`, in words; `None` where there is no ratio.
@@ -369,7 +382,7 @@ mod tests {
     fn equal_rows_are_the_same_and_names_cannot_break_the_table() {
         let table = Comparison::new(vec![
             row("a", Some(0.5), 10, Some(1.0)),
-            row("b|<i>\n", Some(0.5), 10, Some(1.001)),
+            row("b|<i>\n", Some(0.5), 10, Some(1.02)),
         ]);
         let last = table.to_markdown().lines().last().unwrap().to_string();
         assert_eq!(
