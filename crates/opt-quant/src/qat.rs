@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use opt_core::ops::{FakeQuantize, Op};
-use opt_core::pass::{FoldBatchNorm, Needs};
+use opt_core::pass::Needs;
 use opt_core::{
     Context, DType, Error, ErrorKind, Graph, GraphPatch, Pass, Report, Result, Tensor, ValueId,
     ValueKind,
@@ -286,10 +286,7 @@ impl Pass for PrepareQat {
     }
 
     fn apply(&self, graph: Graph, cx: &mut Context<'_>) -> Result<(Graph, Report)> {
-        self.config.check()?;
-        let (graph, _) = FoldBatchNorm::fold(graph)?;
-        let plan = Plan::of(&graph, &self.config.exclude)?;
-        let ranges = self.config.ranges(&graph, &plan, cx)?;
+        let (graph, plan, ranges) = self.config.plan(graph, cx)?;
         let prepared = prepare(graph, &plan, &ranges, &self.config)?;
         Ok((prepared, Report::new(plan.layers.len())))
     }

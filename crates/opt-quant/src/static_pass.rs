@@ -114,8 +114,22 @@ impl Config {
         )
     }
 
+    /// The graph with batch normalization folded, what is quantized of it, and the scales and zero
+    /// points of its activations.
+    pub(crate) fn plan(
+        &self,
+        graph: Graph,
+        cx: &Context<'_>,
+    ) -> Result<(Graph, Plan, BTreeMap<ValueId, QParams>)> {
+        self.check()?;
+        let (graph, _) = FoldBatchNorm::fold(graph)?;
+        let plan = Plan::of(&graph, &self.exclude)?;
+        let ranges = self.ranges(&graph, &plan, cx)?;
+        Ok((graph, plan, ranges))
+    }
+
     /// The grids that exist: 8 bits for activations, 8 or 4 for weights.
-    pub(crate) fn check(&self) -> Result<()> {
+    fn check(&self) -> Result<()> {
         self.weights.grid().at(|| "weights")?;
         self.activations.grid().at(|| "activations")?;
         if !matches!(self.activations.dtype, DType::I8 | DType::U8) || self.activations.per_channel
@@ -128,7 +142,7 @@ impl Config {
     }
 
     /// Scales and zero points of the plan's activations.
-    pub(crate) fn ranges(
+    fn ranges(
         &self,
         graph: &Graph,
         plan: &Plan,
@@ -212,10 +226,7 @@ impl Pass for QuantizeStatic {
     }
 
     fn apply(&self, graph: Graph, cx: &mut Context<'_>) -> Result<(Graph, Report)> {
-        self.config.check()?;
-        let (graph, _) = FoldBatchNorm::fold(graph)?;
-        let plan = Plan::of(&graph, &self.config.exclude)?;
-        let ranges = self.config.ranges(&graph, &plan, cx)?;
+        let (graph, plan, ranges) = self.config.plan(graph, cx)?;
         emit(
             graph,
             &plan,

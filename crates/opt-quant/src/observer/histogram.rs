@@ -1,5 +1,9 @@
 //! A histogram of bounded size over an unbounded range.
 
+use opt_core::{Result, Tensor};
+
+use super::finite;
+
 /// Bins on each side of zero.
 const HALF: usize = 1024;
 
@@ -30,6 +34,12 @@ impl Default for Histogram {
 }
 
 impl Histogram {
+    /// Counts the values of a tensor, or none of them and an error if one is not finite.
+    pub(super) fn add_all(&mut self, tensor: &Tensor) -> Result<()> {
+        finite(tensor)?.into_iter().for_each(|v| self.add(v));
+        Ok(())
+    }
+
     /// Counts a finite value.
     pub fn add(&mut self, value: f64) {
         self.low = self.low.min(value);

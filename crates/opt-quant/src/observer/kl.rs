@@ -2,7 +2,7 @@
 
 use opt_core::{Result, Tensor};
 
-use super::{Histogram, RangeObserver, finite, nothing_seen, same_kind};
+use super::{Histogram, RangeObserver, nothing_seen, same_kind};
 use crate::Scheme;
 
 /// Clips the magnitudes where the Kullback-Leibler divergence between the distribution, with the
@@ -56,10 +56,7 @@ fn divergence(bins: &[f64], cut: usize, levels: usize) -> f64 {
 
 impl RangeObserver for Kl {
     fn update(&mut self, tensor: &Tensor) -> Result<()> {
-        finite(tensor)?
-            .into_iter()
-            .for_each(|v| self.histogram.add(v));
-        Ok(())
+        self.histogram.add_all(tensor)
     }
 
     fn merge(&mut self, other: &dyn RangeObserver) -> Result<()> {

@@ -2,7 +2,7 @@
 
 use opt_core::{Result, Tensor};
 
-use super::{Histogram, RangeObserver, finite, nothing_seen, same_kind};
+use super::{Histogram, RangeObserver, nothing_seen, same_kind};
 use crate::Scheme;
 
 /// Tries shrunken copies of the full range and keeps that whose grid has the smallest mean
@@ -24,10 +24,7 @@ impl Mse {
 
 impl RangeObserver for Mse {
     fn update(&mut self, tensor: &Tensor) -> Result<()> {
-        finite(tensor)?
-            .into_iter()
-            .for_each(|v| self.histogram.add(v));
-        Ok(())
+        self.histogram.add_all(tensor)
     }
 
     fn merge(&mut self, other: &dyn RangeObserver) -> Result<()> {

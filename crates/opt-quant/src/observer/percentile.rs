@@ -2,7 +2,7 @@
 
 use opt_core::{Error, Result, Tensor};
 
-use super::{Histogram, RangeObserver, finite, nothing_seen, same_kind};
+use super::{Histogram, RangeObserver, nothing_seen, same_kind};
 use crate::Scheme;
 
 /// The range that leaves out an equal share of values at either end.
@@ -32,10 +32,7 @@ impl Percentile {
 
 impl RangeObserver for Percentile {
     fn update(&mut self, tensor: &Tensor) -> Result<()> {
-        finite(tensor)?
-            .into_iter()
-            .for_each(|v| self.histogram.add(v));
-        Ok(())
+        self.histogram.add_all(tensor)
     }
 
     fn merge(&mut self, other: &dyn RangeObserver) -> Result<()> {

@@ -227,7 +227,8 @@ fn of_node(ir: &Ir, index: &Index<'_>, i: usize, op: &Op) -> Option<Change> {
     let forward = &ir.steps[i];
     let readers = index.consumers(forward.inputs[0]).iter();
     let mut readers = readers.filter(|(_, slot)| *slot == 0).map(|&(s, _)| s);
-    let n = forward.inputs.len();
+    // A network's gradient reads first what the network reads.
+    let same = |s: usize| ir.steps[s].inputs.starts_with(&forward.inputs);
     match op {
         Op::MaxPool(pool) => {
             let at = readers.find(
@@ -250,37 +251,25 @@ fn of_node(ir: &Ir, index: &Index<'_>, i: usize, op: &Op) -> Option<Change> {
         }
         Op::Lstm(op) => {
             let at = readers.find(|&s| {
-                let step = &ir.steps[s];
-                matches!(step.op(), Some(Op::LstmGrad(g)) if g.lstm == *op)
-                    && step.inputs[..n] == forward.inputs[..]
+                matches!(ir.steps[s].op(), Some(Op::LstmGrad(g)) if g.lstm == *op) && same(s)
             })?;
-            Some(network(
-                ir,
-                i,
-                at,
-                Fused::Lstm(op.clone()),
-                Fused::LstmGrad(op.clone()),
-            ))
+            let fused = (Fused::Lstm(op.clone()), Fused::LstmGrad(op.clone()));
+            Some(network(ir, i, at, fused))
         }
         Op::Gru(op) if op.linear_before_reset => {
             let at = readers.find(|&s| {
-                let step = &ir.steps[s];
-                matches!(step.op(), Some(Op::GruGrad(g)) if g.gru == *op)
-                    && step.inputs[..n] == forward.inputs[..]
+                matches!(ir.steps[s].op(), Some(Op::GruGrad(g)) if g.gru == *op) && same(s)
             })?;
-            Some(network(
-                ir,
-                i,
-                at,
-                Fused::Gru(op.clone()),
-                Fused::GruGrad(op.clone()),
-            ))
+            let fused = (Fused::Gru(op.clone()), Fused::GruGrad(op.clone()));
+            Some(network(ir, i, at, fused))
         }
         _ => None,
     }
 }
 
-fn network(ir: &Ir, forward: usize, at: usize, kind: Fused, grad: Fused) -> Change {
+/// The change for a recurrent network at `forward` whose gradient is the step `at`, to steps that
+/// are recorded and read what was.
+fn network(ir: &Ir, forward: usize, at: usize, (kind, grad): (Fused, Fused)) -> Change {
     let step = &ir.steps[at];
     let (n, outputs) = (
         ir.steps[forward].inputs.len(),
