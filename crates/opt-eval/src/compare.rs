@@ -232,7 +232,10 @@ impl Comparison {
         });
         let latency = row.latency_us.map(|us| {
             let before = first.and_then(|first| first.latency_us);
-            let change = before.and_then(|before| speed(before, us));
+            let change = before.and_then(|before| {
+                let [less, more] = FASTER_SLOWER;
+                ratio(before, us, less, more)
+            });
             with_change(format!("{us:.1} us"), change)
         });
         let missing = || "-".to_string();
@@ -263,16 +266,16 @@ fn with_change(value: String, change: Option<String>) -> String {
     }
 }
 
-/// Medians of equal models differ by a few per cent from one measurement to the next.
-const SAME_LATENCY: f64 = 1.03;
+/// The words for a latency that changed.
+pub(crate) const FASTER_SLOWER: [&str; 2] = ["faster", "slower"];
 
-/// How a latency changed, in words.
-fn speed(before: f64, after: f64) -> Option<String> {
-    let factor = before / after;
-    if (1.0 / SAME_LATENCY..SAME_LATENCY).contains(&factor) {
-        return Some("same".to_string());
+/// Medians of equal models differ by a few per cent from one measurement to the next; sizes are
+/// exact, and shown to two places.
+fn same_below(less: &str) -> f64 {
+    match less == FASTER_SLOWER[0] {
+        true => 1.03,
+        false => 1.005,
     }
-    ratio(before, after, "faster", "slower")
 }
 
 /// How `before` became `after`, in words; `None` where there is no ratio.
@@ -287,7 +290,7 @@ pub(crate) fn ratio(before: f64, after: f64, less: &str, more: &str) -> Option<S
         (after / before, more)
     };
     Some(match factor {
-        _ if factor < 1.005 => "same".to_string(),
+        _ if factor < same_below(less) => "same".to_string(),
         _ if factor < 9.995 => format!("{factor:.2}x {word}"),
         _ if factor < 99.95 => format!("{factor:.1}x {word}"),
         _ => format!("{factor:.0}x {word}"),

@@ -5,7 +5,7 @@ use super::page::{Cell, Verdict, table as html_table};
 use super::plots::Figure;
 use super::plots::scatter::{Point, scatter};
 use super::{Counted, format};
-use crate::compare::ratio;
+use crate::compare::{FASTER_SLOWER, ratio};
 use crate::{Comparison, ModelCost, Row};
 
 /// A model's figures, measured or counted.
@@ -75,7 +75,7 @@ const COLUMNS: [Column; 6] = [
         "median latency",
         |e| e.latency,
         format::microseconds,
-        ["faster", "slower"],
+        FASTER_SLOWER,
     ),
 ];
 
