@@ -61,7 +61,7 @@ fn command(options: &Options) -> Result<()> {
     let text = document(&entries, options.divisions);
     let path = match &options.out {
         Some(path) => path.clone(),
-        None => Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/REPRODUCTION.md"),
+        None => Path::new(env!("CARGO_MANIFEST_DIR")).with_file_name("docs/REPRODUCTION.md"),
     };
     write_atomically(&path, |file| {
         Ok(std::io::Write::write_all(file, text.as_bytes())?)

@@ -114,15 +114,11 @@ impl Pass for LotteryTicket {
     }
 
     fn needs(&self) -> Needs {
-        let mut needs = self.train.needs();
-        let warmup = self.warmup.as_ref().map(|w| w.needs());
-        for other in warmup.into_iter().chain([self.prune.needs()]) {
-            needs.backend |= other.backend;
-            needs.calibration |= other.calibration;
-            needs.training |= other.training;
-            needs.teacher |= other.teacher;
+        let needs = self.train.needs().union(self.prune.needs());
+        match &self.warmup {
+            Some(warmup) => needs.union(warmup.needs()),
+            None => needs,
         }
-        needs
     }
 
     fn preserves(&self) -> Preserves {

@@ -100,12 +100,7 @@ impl Pass for PruneRetrain {
     }
 
     fn needs(&self) -> Needs {
-        let (mut needs, other) = (self.retrain.needs(), self.prune.needs());
-        needs.backend |= other.backend;
-        needs.calibration |= other.calibration;
-        needs.training |= other.training;
-        needs.teacher |= other.teacher;
-        needs
+        self.retrain.needs().union(self.prune.needs())
     }
 
     fn preserves(&self) -> Preserves {

@@ -75,6 +75,24 @@ impl Needs {
         teacher: true,
         ..Needs::TRAINING
     };
+
+    /// What either of two passes takes.
+    ///
+    /// ```
+    /// use opt_core::pass::Needs;
+    ///
+    /// let both = Needs::CALIBRATION.union(Needs::TEACHER);
+    /// assert!(both.calibration && both.teacher && both.training && both.backend);
+    /// ```
+    #[must_use]
+    pub fn union(self, other: Needs) -> Needs {
+        Needs {
+            calibration: self.calibration || other.calibration,
+            training: self.training || other.training,
+            teacher: self.teacher || other.teacher,
+            backend: self.backend || other.backend,
+        }
+    }
 }
 
 /// Which facts of earlier passes a pass keeps.

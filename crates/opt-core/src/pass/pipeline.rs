@@ -200,15 +200,8 @@ impl Pass for Pipeline {
     }
 
     fn needs(&self) -> Needs {
-        let mut needs = Needs::NOTHING;
-        for pass in &self.passes {
-            let n = pass.needs();
-            needs.backend |= n.backend;
-            needs.calibration |= n.calibration;
-            needs.training |= n.training;
-            needs.teacher |= n.teacher;
-        }
-        needs
+        let needs = self.passes.iter().map(|pass| pass.needs());
+        needs.fold(Needs::NOTHING, Needs::union)
     }
 
     fn preserves(&self) -> Preserves {
