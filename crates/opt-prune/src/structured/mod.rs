@@ -275,7 +275,7 @@ impl ChannelPrune {
         Ok(chosen(&layers, &gone))
     }
 
-    /// Which indices of each value would stay: what [`shrink`](opt_core::pass::shrink) takes, and
+    /// Which indices of each value would stay: what [`shrink`] takes, and
     /// what slices an optimizer's state by [`AxisMap::slice`].
     ///
     /// ```
