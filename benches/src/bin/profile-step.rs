@@ -1,7 +1,7 @@
 //! What a step of a workload spends its time on:
 //! `cargo run --release -p opt-benches --bin profile-step -- resnet20 --threads 2`.
 
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -67,9 +67,8 @@ fn profile(args: &Args) -> Result<Profile, Failure> {
 }
 
 fn write(args: &Args, profile: &Profile) -> Result<(), Failure> {
-    let mut stdout = std::io::stdout().lock();
-    writeln!(stdout, "{}", profile.by_kernel_table(args.rows))?;
-    write!(stdout, "{}", profile.by_step_table(args.rows))?;
+    let kernels = profile.by_kernel_table(args.rows);
+    let steps = profile.by_step_table(args.rows);
     if let Some(path) = &args.trace {
         let trace = profile.to_chrome_trace();
         write_atomically(path, |file| Ok(file.write_all(trace.as_bytes())?))?;
@@ -78,5 +77,9 @@ fn write(args: &Args, profile: &Profile) -> Result<(), Failure> {
         let json = serde_json::to_string(profile)?;
         write_atomically(path, |file| Ok(file.write_all(json.as_bytes())?))?;
     }
-    Ok(())
+    match write!(std::io::stdout().lock(), "{kernels}\n{steps}") {
+        // A reader that closes the pipe early has seen enough.
+        Err(e) if e.kind() != ErrorKind::BrokenPipe => Err(e.into()),
+        _ => Ok(()),
+    }
 }
