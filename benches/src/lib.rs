@@ -5,6 +5,8 @@
 //! [`step-worker`](protocol) and the programs in `peers/`, which speak the same [`protocol`], and
 //! has them run the same steps in turn.
 //!
+//! The program `profile-step` says what a step of a workload spends its time on.
+//!
 //! | to add | where |
 //! | --- | --- |
 //! | a workload | `rows.json` |

@@ -187,6 +187,20 @@ pub fn rows() -> Result<Vec<Row>, serde_json::Error> {
     serde_json::from_str(include_str!("../rows.json"))
 }
 
+/// The committed workload of this name, or that trains a model of this name.
+///
+/// # Errors
+/// If there is none; the message lists those that there are.
+pub fn row(name: &str) -> Result<Row, crate::Failure> {
+    let rows = rows()?;
+    let found = |of: &str| rows.iter().find(|r| r.name == of);
+    if let Some(row) = found(name).or_else(|| found(&format!("train-{name}"))) {
+        return Ok(row.clone());
+    }
+    let names: Vec<&str> = rows.iter().map(|r| r.name.as_str()).collect();
+    Err(format!("no workload {name}; there are {}", names.join(", ")).into())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -229,6 +243,17 @@ mod tests {
         assert_eq!(line(ran), r#"{"us":1.5,"loss":2.0}"#);
         let error = "why".to_string();
         assert_eq!(line(Reply::Failed { error }), r#"{"error":"why"}"#);
+    }
+
+    #[test]
+    fn rows_are_found_by_name() {
+        assert_eq!(row("resnet20").unwrap().name, "train-resnet20");
+        assert_eq!(row("forward-mlp").unwrap().name, "forward-mlp");
+        let error = row("vgg").unwrap_err().to_string();
+        assert!(
+            error.contains("no workload vgg") && error.contains("train-lenet5"),
+            "{error}"
+        );
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! A workload that is ready to run: weights, a batch, a compiled step.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use opt_core::nn::Init;
@@ -7,7 +8,8 @@ use opt_core::pass::{MixedPrecision, Pass};
 use opt_core::random::Philox;
 use opt_core::safetensors;
 use opt_core::{
-    Backend, CompileSpec, Context, DType, Error, Graph, Result, Session, Tensor, ValueId,
+    Backend, CompileSpec, Context, DType, Error, Executable, Graph, Profile, ProfileOptions,
+    Result, Session, Tensor, ValueId,
 };
 use opt_train::optimizer::STEP;
 use opt_train::{Adam, AdamW, CrossEntropy, StepOptions, training_graph};
@@ -77,11 +79,11 @@ impl Start {
         safetensors::write(to, named.iter().map(|(n, t)| (&n[..], *t)), &[])
     }
 
-    /// Compiles the step and starts a session.
+    /// Compiles the step.
     ///
     /// # Errors
     /// If the backend cannot run it, or the row asks for what there is not.
-    pub fn compile(self, row: &Row, backend: &dyn Backend) -> Result<Work> {
+    pub fn step(self, row: &Row, backend: &dyn Backend) -> Result<Step> {
         let parameters = self.model.parameter_count();
         let model = match row.precision {
             Precision::F32 => self.model,
@@ -101,14 +103,52 @@ impl Start {
             Mode::Train => Some(graph.find(STEP)?),
         };
         let spec = CompileSpec::new().bind("batch", row.batch);
-        Ok(Work {
-            session: backend.compile(&graph, &spec)?.session()?,
+        Ok(Step {
+            executable: backend.compile(&graph, &spec)?,
             inputs,
-            outputs: Vec::new(),
             target,
             counter,
             parameters,
         })
+    }
+
+    /// Compiles the step and starts a session.
+    ///
+    /// # Errors
+    /// As [`Start::step`].
+    pub fn compile(self, row: &Row, backend: &dyn Backend) -> Result<Work> {
+        let step = self.step(row, backend)?;
+        Ok(Work {
+            session: step.executable.session()?,
+            inputs: step.inputs,
+            outputs: Vec::new(),
+            target: step.target,
+            counter: step.counter,
+            parameters: step.parameters,
+        })
+    }
+}
+
+/// A compiled step that has not run.
+#[derive(Debug)]
+pub struct Step {
+    executable: Arc<dyn Executable>,
+    inputs: Vec<Tensor>,
+    target: Vec<i64>,
+    counter: Option<ValueId>,
+    parameters: usize,
+}
+
+impl Step {
+    /// What it spends its time on; a step that trains does so at this rate.
+    ///
+    /// # Errors
+    /// If the backend has no profiles, or a run fails.
+    pub fn profile(mut self, lr: f64, options: &ProfileOptions) -> Result<Profile> {
+        if self.counter.is_some() {
+            self.inputs[2] = Tensor::scalar(lr as f32);
+        }
+        self.executable.profile(&self.inputs, options)
     }
 }
 
@@ -205,8 +245,6 @@ fn cross_entropy(logits: &Tensor, target: &[i64]) -> Result<f64> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use super::*;
     use crate::backend;
 
@@ -236,6 +274,22 @@ mod tests {
         let (_, later) = train.run(20, 0.1).unwrap();
         assert!(later < 0.5 * first, "{later} {first}");
         assert!(train.run(0, 0.1).is_err());
+    }
+
+    #[test]
+    fn profiles_have_the_products_of_the_step() {
+        let backend = backend::open("ndarray", "cpu", 1).unwrap();
+        let options = ProfileOptions::new().warmup(1).runs(2);
+        let macs = |mode: &str| {
+            let row = row(mode, "f32");
+            let step = Start::new(&row).unwrap().step(&row, &*backend).unwrap();
+            let profile = step.profile(0.1, &options).unwrap();
+            profile.steps.iter().map(|s| s.macs).sum::<u64>()
+        };
+        let (first, second) = (4 * 6 * 5, 4 * 5 * 3);
+        assert_eq!(macs("forward"), first + second);
+        // Both weights' gradients, and that of the hidden layer.
+        assert_eq!(macs("train"), 2 * first + 3 * second);
     }
 
     #[test]

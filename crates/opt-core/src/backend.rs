@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use crate::graph::{Bindings, Symbol};
+use crate::profile::{Profile, ProfileOptions};
 use crate::tensor::{Buffer, checked_len};
 use crate::{DType, Error, Graph, Result, Tensor, ValueId};
 
@@ -199,9 +200,57 @@ pub trait Executable: Send + Sync + std::fmt::Debug {
 
     /// What was compiled: one row a step.
     fn steps(&self) -> Vec<Step>;
+
+    /// The name of the backend that compiled it, for profiles and errors; the name of the type
+    /// where a backend does not say.
+    fn backend(&self) -> &str {
+        std::any::type_name::<Self>()
+    }
+
+    /// Runs the graph several times on these inputs, and says how long each step took, how many
+    /// bytes and multiply-adds it has.
+    ///
+    /// The runs are those of a session of its own, which starts from the variables that the graph
+    /// was compiled with: no other session's variables change. A training step trains meanwhile,
+    /// in that session.
+    ///
+    /// ```
+    /// use opt_core::{Backend, DType, GraphBuilder, ProfileOptions, Tensor, TensorType};
+    /// # fn example(backend: &dyn Backend) -> opt_core::Result<()> {
+    /// let mut b = GraphBuilder::new("layer");
+    /// let x = b.input("x", TensorType::new(DType::F32, [32, 784]))?;
+    /// let w = b.variable("w", Tensor::full(DType::F32, [784, 128], 0.1)?)?;
+    /// let y = b.matmul(x, w)?;
+    /// let y = b.relu(y)?;
+    /// b.output("y", y)?;
+    /// let executable = backend.compile(&b.finish()?, &Default::default())?;
+    ///
+    /// let x = Tensor::full(DType::F32, [32, 784], 1.0)?;
+    /// let profile = executable.profile(&[x], &ProfileOptions::new().runs(20))?;
+    /// println!("{profile}");
+    /// for kernel in profile.by_kernel() {
+    ///     println!("{}: {} ns", kernel.kernel, kernel.time.median_ns);
+    /// }
+    /// std::fs::write("trace.json", profile.to_chrome_trace())?; // for ui.perfetto.dev
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// Those of [`Session::run`]; if `options` asks for no run; [`ErrorKind::Unsupported`] where
+    /// the backend has no profiles.
+    ///
+    /// [`ErrorKind::Unsupported`]: crate::ErrorKind::Unsupported
+    fn profile(&self, inputs: &[Tensor], options: &ProfileOptions) -> Result<Profile> {
+        let _ = (inputs, options);
+        Err(Error::unsupported(format!(
+            "the backend `{}` has no profiles of its steps; time whole runs of a session instead",
+            self.backend()
+        )))
+    }
 }
 
-/// A step of an executable, for profiles and tests.
+/// A step of an executable; [`Executable::profile`] says how long it takes.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct Step {
@@ -263,6 +312,32 @@ mod tests {
             bytes.copy_from_slice(content);
             Ok(())
         })
+    }
+
+    #[derive(Debug)]
+    struct Plain(Option<&'static str>);
+
+    impl Executable for Plain {
+        fn session(&self) -> Result<Box<dyn Session>> {
+            Err(Error::unsupported("there is nothing to run"))
+        }
+
+        fn steps(&self) -> Vec<Step> {
+            Vec::new()
+        }
+
+        fn backend(&self) -> &str {
+            self.0.unwrap_or(std::any::type_name::<Self>())
+        }
+    }
+
+    #[test]
+    fn backends_without_profiles_are_named() {
+        for (executable, name) in [(Plain(Some("plain")), "`plain`"), (Plain(None), "::Plain`")] {
+            let error = executable.profile(&[], &ProfileOptions::new()).unwrap_err();
+            assert_eq!(error.kind(), crate::ErrorKind::Unsupported);
+            assert!(error.message().contains(name), "{error}");
+        }
     }
 
     #[test]

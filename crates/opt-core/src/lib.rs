@@ -34,6 +34,7 @@ pub mod nn;
 pub mod observer;
 pub mod ops;
 pub mod pass;
+pub mod profile;
 pub mod random;
 pub mod safetensors;
 pub mod tensor;
@@ -47,4 +48,5 @@ pub use graph::{
 pub use observer::{Event, Observer};
 pub use ops::Op;
 pub use pass::{Context, Needs, Pass, Pipeline, Preserves, Report};
+pub use profile::{Profile, ProfileOptions};
 pub use tensor::{DType, Element, Tensor};

@@ -23,6 +23,29 @@
 //! Compiling binds all dimensions, folds constants, fuses element-wise nodes and what follows a
 //! matrix product or convolution into single kernels, packs weights and plans memory; a run then
 //! allocates nothing. Results do not depend on the number of threads.
+//!
+//! [`Executable::profile`] says what a compiled graph spends its time on:
+//!
+//! ```
+//! use opt_core::{Backend, CompileSpec, DType, GraphBuilder, ProfileOptions, Tensor, TensorType};
+//! use opt_ndarray::NdarrayBackend;
+//!
+//! let mut b = GraphBuilder::new("layer");
+//! let x = b.input("x", TensorType::new(DType::F32, [32, 64]))?;
+//! let w = b.variable("w", Tensor::full(DType::F32, [64, 16], 0.1)?)?;
+//! let y = b.matmul(x, w)?;
+//! let y = b.relu(y)?;
+//! b.output("y", y)?;
+//! let graph = b.finish()?;
+//!
+//! let executable = NdarrayBackend::new().compile(&graph, &CompileSpec::new())?;
+//! let x = Tensor::full(DType::F32, [32, 64], 1.0)?;
+//! let profile = executable.profile(&[x], &ProfileOptions::new().runs(5))?;
+//! println!("{profile}");
+//! assert_eq!(profile.steps.len(), 1, "the ReLU is part of the product");
+//! assert_eq!(profile.steps[0].macs, 32 * 64 * 16);
+//! # Ok::<(), opt_core::Error>(())
+//! ```
 
 mod compile;
 mod kernels;
@@ -34,6 +57,9 @@ use opt_core::{Backend, CompileSpec, Error, ErrorKind, Executable, Graph, Result
 
 pub use kernels::int8::IntPath;
 use session::CpuExecutable;
+
+/// The backend's name.
+const NAME: &str = "ndarray";
 
 /// Compiles graphs for the processor that it runs on.
 ///
@@ -108,7 +134,7 @@ impl NdarrayBackend {
 
 impl Backend for NdarrayBackend {
     fn name(&self) -> &str {
-        "ndarray"
+        NAME
     }
 
     #[tracing::instrument(level = "debug", name = "compile", skip_all, fields(graph = graph.name()))]

@@ -4,10 +4,14 @@ use std::fmt;
 use std::sync::Arc;
 
 use opt_core::backend::{Step as StepInfo, expect_count, expect_type, write_result};
+use opt_core::profile::Recorder;
 use opt_core::tensor::Buffer;
-use opt_core::{Error, Executable, Result, ResultExt, Session, Tensor, ValueId};
+use opt_core::{
+    Error, Executable, Profile, ProfileOptions, Result, ResultExt, Session, Tensor, ValueId,
+};
 use smallvec::SmallVec;
 
+use crate::NAME;
 use crate::compile::plan::{Place, Plan, Planned, Port};
 use crate::kernels::{Arg, Kernel, Out, RunCx};
 
@@ -26,8 +30,8 @@ impl fmt::Debug for CpuExecutable {
     }
 }
 
-impl Executable for CpuExecutable {
-    fn session(&self) -> Result<Box<dyn Session>> {
+impl CpuExecutable {
+    fn start(&self) -> Result<CpuSession> {
         let plan = self.plan.clone();
         let mut variables = Vec::with_capacity(plan.variables.len());
         for variable in &plan.variables {
@@ -37,7 +41,7 @@ impl Executable for CpuExecutable {
                 State::Shared(variable.content.clone())
             });
         }
-        Ok(Box::new(CpuSession {
+        Ok(CpuSession {
             slots: plan
                 .slots
                 .iter()
@@ -50,11 +54,37 @@ impl Executable for CpuExecutable {
             variables,
             pool: self.pool.clone(),
             plan,
-        }))
+        })
+    }
+}
+
+impl Executable for CpuExecutable {
+    fn session(&self) -> Result<Box<dyn Session>> {
+        Ok(Box::new(self.start()?))
     }
 
     fn steps(&self) -> Vec<StepInfo> {
         self.plan.infos()
+    }
+
+    fn backend(&self) -> &str {
+        NAME
+    }
+
+    fn profile(&self, inputs: &[Tensor], options: &ProfileOptions) -> Result<Profile> {
+        let steps = self.plan.profiles();
+        let mut recorder = Recorder::new(NAME, self.plan.threads, steps, options)?;
+        let mut session = self.start()?;
+        let mut outputs = Vec::new();
+        for _ in 0..options.warmup {
+            session.run_into(inputs, &mut outputs)?;
+        }
+        for _ in 0..options.runs {
+            recorder.begin();
+            session.run_marked(inputs, &mut outputs, || recorder.mark())?;
+            recorder.end();
+        }
+        Ok(recorder.finish())
     }
 }
 
@@ -125,8 +155,10 @@ impl CpuSession {
         Ok(())
     }
 
-    fn execute(&mut self, inputs: &[Tensor]) -> Result<()> {
+    /// Runs the steps; calls `mark` before the first and after each.
+    fn execute(&mut self, inputs: &[Tensor], mut mark: impl FnMut()) -> Result<()> {
         let plan = &*self.plan;
+        mark();
         for (step, replaced) in plan.steps.iter().zip(&self.replaced) {
             let kernel = replaced.as_deref().unwrap_or(&*step.kernel);
             let scratch = if replaced.is_some() {
@@ -159,7 +191,55 @@ impl CpuSession {
                 }
             }
             result.at(|| step.step.nodes.first().cloned().unwrap_or_default())?;
+            mark();
         }
+        Ok(())
+    }
+
+    /// A run, with marks as [`CpuSession::execute`] makes them.
+    fn run_marked(
+        &mut self,
+        inputs: &[Tensor],
+        outputs: &mut Vec<Tensor>,
+        mark: impl FnMut() + Send,
+    ) -> Result<()> {
+        self.check(inputs)?;
+        if self.any_stale {
+            self.refresh()?;
+        }
+        let strided: Vec<Tensor>;
+        let inputs = if inputs.iter().all(Tensor::is_contiguous) {
+            inputs
+        } else {
+            strided = inputs.iter().map(Tensor::contiguous).collect();
+            &strided
+        };
+        match self.pool.clone() {
+            Some(pool) if self.plan.threads > 1 => pool.install(|| self.execute(inputs, mark))?,
+            _ => self.execute(inputs, mark)?,
+        }
+        let memory = Memory {
+            plan: &self.plan,
+            inputs,
+            slots: &self.slots,
+            variables: &self.variables,
+        };
+        outputs.truncate(self.plan.outputs.len());
+        for (i, port) in self.plan.outputs.iter().enumerate() {
+            let bytes = memory.bytes(port)?;
+            match outputs.get_mut(i) {
+                Some(target) => write_result(target, port.dtype, &port.shape, |out| {
+                    out.copy_from_slice(bytes);
+                    Ok(())
+                })?,
+                None => outputs.push(Tensor::from_buffer(
+                    port.dtype,
+                    &port.shape,
+                    Buffer::from_slice(bytes),
+                )?),
+            }
+        }
+        self.assign();
         Ok(())
     }
 
@@ -236,44 +316,7 @@ impl<'a> Memory<'a> {
 impl Session for CpuSession {
     #[tracing::instrument(level = "trace", name = "run", skip_all)]
     fn run_into(&mut self, inputs: &[Tensor], outputs: &mut Vec<Tensor>) -> Result<()> {
-        self.check(inputs)?;
-        if self.any_stale {
-            self.refresh()?;
-        }
-        let strided: Vec<Tensor>;
-        let inputs = if inputs.iter().all(Tensor::is_contiguous) {
-            inputs
-        } else {
-            strided = inputs.iter().map(Tensor::contiguous).collect();
-            &strided
-        };
-        match self.pool.clone() {
-            Some(pool) if self.plan.threads > 1 => pool.install(|| self.execute(inputs))?,
-            _ => self.execute(inputs)?,
-        }
-        let memory = Memory {
-            plan: &self.plan,
-            inputs,
-            slots: &self.slots,
-            variables: &self.variables,
-        };
-        outputs.truncate(self.plan.outputs.len());
-        for (i, port) in self.plan.outputs.iter().enumerate() {
-            let bytes = memory.bytes(port)?;
-            match outputs.get_mut(i) {
-                Some(target) => write_result(target, port.dtype, &port.shape, |out| {
-                    out.copy_from_slice(bytes);
-                    Ok(())
-                })?,
-                None => outputs.push(Tensor::from_buffer(
-                    port.dtype,
-                    &port.shape,
-                    Buffer::from_slice(bytes),
-                )?),
-            }
-        }
-        self.assign();
-        Ok(())
+        self.run_marked(inputs, outputs, || ())
     }
 
     fn variable(&self, id: ValueId) -> Result<Tensor> {

@@ -182,9 +182,12 @@ impl TchBackend {
     }
 }
 
+/// The backend's name.
+const NAME: &str = "tch";
+
 impl Backend for TchBackend {
     fn name(&self) -> &str {
-        "tch"
+        NAME
     }
 
     #[tracing::instrument(level = "debug", name = "compile", skip_all, fields(graph = graph.name()))]

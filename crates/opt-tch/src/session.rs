@@ -9,11 +9,11 @@ use opt_core::{Error, ErrorKind, Executable, Result, ResultExt, Session, ValueId
 use smallvec::SmallVec;
 use tch::Tensor;
 
-use crate::Device;
 use crate::compile::plan::{Place, Plan, Planned};
 use crate::convert::{from_host, kind, send, to_host, write};
 use crate::kernels::RunCx;
 use crate::native::{self, Pool, aten};
+use crate::{Device, NAME};
 
 pub(crate) struct TchExecutable {
     pub(crate) plan: Arc<Plan>,
@@ -41,6 +41,10 @@ impl Executable for TchExecutable {
 
     fn steps(&self) -> Vec<StepInfo> {
         self.plan.infos()
+    }
+
+    fn backend(&self) -> &str {
+        NAME
     }
 }
 

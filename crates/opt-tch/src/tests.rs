@@ -106,6 +106,21 @@ fn steps_in_place_change_nothing_that_is_read() {
 }
 
 #[test]
+fn profiles_are_refused_by_name() {
+    let mut b = GraphBuilder::new("same");
+    let x = b.input("x", TensorType::new(DType::F32, [2])).unwrap();
+    b.output("y", x).unwrap();
+    let executable = backend()
+        .compile(&b.finish().unwrap(), &CompileSpec::new())
+        .unwrap();
+    let x = Tensor::new([2], [1f32, 2.]).unwrap();
+    let options = opt_core::ProfileOptions::new();
+    let error = executable.profile(&[x], &options).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unsupported);
+    assert!(error.message().contains("`tch`"), "{error}");
+}
+
+#[test]
 fn a_failed_run_leaves_the_variables() {
     let mut b = GraphBuilder::new("fails");
     let i = b.input("i", TensorType::new(DType::I64, [1])).unwrap();

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use opt_core::ops::Cost;
 use opt_core::{Result, Tensor};
 
 use super::plan::{Assignment, Id, Ir, Kind, Place, Plan, Planned, Port, Step};
@@ -73,8 +74,8 @@ fn copy_assigned(ir: &mut Ir) {
     }
 }
 
-/// Compiles the steps and gives every value its place.
-pub(super) fn plan(mut ir: Ir, threads: usize) -> Result<Plan> {
+/// Compiles the steps and gives every value its place; `costs` are those of the graph's nodes.
+pub(super) fn plan(mut ir: Ir, threads: usize, costs: &HashMap<String, Cost>) -> Result<Plan> {
     copy_assigned(&mut ir);
     let mut last_use: HashMap<Id, usize> = HashMap::new();
     for (i, step) in ir.steps.iter().enumerate() {
@@ -117,6 +118,7 @@ pub(super) fn plan(mut ir: Ir, threads: usize) -> Result<Plan> {
             }
             args.push(Port::new(place, &ir.types[v])?);
         }
+        let reads = bytes_read(&step, &args);
         let mut outs = Vec::with_capacity(step.outputs.len());
         for &v in &step.outputs {
             outs.push(Port::new(Place::Given, &ir.types[v])?);
@@ -161,9 +163,16 @@ pub(super) fn plan(mut ir: Ir, threads: usize) -> Result<Plan> {
             }
         }
         scratch = scratch.max(kernel.scratch());
+        let mut cost = Cost::default();
+        for node in step.nodes.iter().filter_map(|name| costs.get(name)) {
+            cost.macs = cost.macs.saturating_add(node.macs);
+            cost.elements = cost.elements.saturating_add(node.elements);
+        }
         planned.push(Planned {
             scratch: kernel.scratch(),
             kernel,
+            reads,
+            cost,
             args,
             outs,
             step,
@@ -216,6 +225,20 @@ pub(super) fn plan(mut ir: Ir, threads: usize) -> Result<Plan> {
         scratch,
         threads,
     })
+}
+
+/// The bytes of what a step reads, each operand once however often it is read.
+fn bytes_read(step: &Step, args: &[Port]) -> u64 {
+    let held = match &step.kind {
+        Kind::Lowered(lowered) => lowered.bytes(),
+        _ => 0,
+    };
+    let once =
+        |&(i, port): &(usize, &Port)| args[..i].iter().all(|other| other.place != port.place);
+    let operands = args.iter().enumerate().filter(once);
+    operands
+        .map(|(_, port)| port.bytes)
+        .fold(held, usize::saturating_add) as u64
 }
 
 /// The inputs that are given up for outputs: in a slot, read here for the last time and by no

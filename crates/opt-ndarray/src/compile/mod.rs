@@ -6,6 +6,9 @@ mod memory;
 pub(crate) mod plan;
 mod qdq;
 
+use std::collections::HashMap;
+
+use opt_core::ops::Cost;
 use opt_core::{CompileSpec, Graph, Result, ResultExt};
 
 use crate::kernels::int8::IntPath;
@@ -35,7 +38,10 @@ pub(crate) fn compile_with(
 ) -> Result<Plan> {
     let graph = graph.bind(&spec.bindings)?;
     let mut ir = Ir::new(&graph)?;
-    let threads = if work(&graph)? < PARALLEL { 1 } else { threads };
+    let costs = costs(&graph)?;
+    let work = |cost: &Cost| cost.macs.saturating_add(cost.elements);
+    let work = costs.values().map(work).fold(0, u64::saturating_add);
+    let threads = if work < PARALLEL { 1 } else { threads };
     ir.remove_dead();
     // Before folding, which would dequantize the weights once and for all, and before fusion,
     // which joins the nodes with others.
@@ -47,12 +53,12 @@ pub(crate) fn compile_with(
         fuse::fuse(&mut ir)?;
     }
     ir.remove_dead();
-    memory::plan(ir, threads)
+    memory::plan(ir, threads, &costs)
 }
 
-/// What the graph costs to run.
-fn work(graph: &Graph) -> Result<u64> {
-    let mut work = 0u64;
+/// What each node costs to run, by its name.
+fn costs(graph: &Graph) -> Result<HashMap<String, Cost>> {
+    let mut costs = HashMap::new();
     for (_, node) in graph.nodes() {
         let types = |ids: &[opt_core::ValueId]| -> Vec<_> {
             ids.iter().map(|&v| graph.type_of(v).clone()).collect()
@@ -63,7 +69,7 @@ fn work(graph: &Graph) -> Result<u64> {
             .rules()
             .cost(&inputs, &outputs)
             .at(|| node.name().to_string())?;
-        work = work.saturating_add(cost.macs).saturating_add(cost.elements);
+        costs.insert(node.name().to_string(), cost);
     }
-    Ok(work)
+    Ok(costs)
 }

@@ -6,7 +6,8 @@ use std::fmt;
 use std::sync::Arc;
 
 use opt_core::backend::Step as StepInfo;
-use opt_core::ops::{Op, UnaryOp};
+use opt_core::ops::{Cost, Op, UnaryOp};
+use opt_core::profile::StepProfile;
 use opt_core::tensor::Dims;
 use opt_core::{DType, Error, Graph, Result, ResultExt, Tensor, TensorType, ValueId, ValueKind};
 
@@ -33,6 +34,9 @@ pub(crate) enum Kind {
 pub(crate) trait Lowered: fmt::Debug + Send + Sync {
     /// Compiles it for the types of the step's inputs and outputs.
     fn compile(&self, cx: &CompileCx<'_>) -> Result<Box<dyn Kernel>>;
+
+    /// Bytes of the constants that it holds beside its inputs.
+    fn bytes(&self) -> usize;
 }
 
 /// One kernel to run.
@@ -315,6 +319,10 @@ pub(crate) struct Planned {
     /// All in slots.
     pub(crate) outs: Vec<Port>,
     pub(crate) scratch: usize,
+    /// Bytes of what it reads.
+    pub(crate) reads: u64,
+    /// The cost of the nodes that it covers.
+    pub(crate) cost: Cost,
     /// What it was compiled from, to compile it again for other content of its variables.
     pub(crate) step: Step,
     /// Indices of the unassigned variables that the kernel may have packed.
@@ -355,5 +363,17 @@ impl Plan {
             .iter()
             .map(|s| StepInfo::new(s.kernel.name(), s.step.nodes.clone()))
             .collect()
+    }
+
+    /// The steps with what they cost, before they have run.
+    pub(crate) fn profiles(&self) -> Vec<StepProfile> {
+        let costs = self.steps.iter().zip(self.infos()).map(|(step, info)| {
+            let written = step.outs.iter().map(|port| port.bytes as u64);
+            let written = written.fold(0, u64::saturating_add);
+            StepProfile::new(info)
+                .bytes(step.reads, written)
+                .cost(step.cost)
+        });
+        costs.collect()
     }
 }

@@ -25,6 +25,16 @@ impl Lowered for LoweredLayer {
     fn compile(&self, _: &CompileCx<'_>) -> Result<Box<dyn Kernel>> {
         Ok(Box::new(IntLayer::new(self.layer.clone(), self.rows)))
     }
+
+    fn bytes(&self) -> usize {
+        let Layer {
+            weight,
+            bias,
+            multiplier,
+            ..
+        } = &self.layer;
+        size_of_val(&weight[..]) + size_of_val(&bias[..]) + size_of_val(&multiplier[..])
+    }
 }
 
 /// A value on a grid: the integers, and the constants of the grid.

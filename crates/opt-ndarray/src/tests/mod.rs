@@ -3,6 +3,7 @@
 mod fusion;
 mod half;
 mod kernels;
+mod profile;
 
 use opt_core::{Backend, CompileSpec, DType, ErrorKind, GraphBuilder, Tensor, TensorType};
 

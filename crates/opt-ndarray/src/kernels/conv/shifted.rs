@@ -1,0 +1,860 @@
+//! Convolutions without columns: the image is copied once with its padding, at a row pitch under
+//! which every entry of the kernel reads a vector of pixels at a fixed distance. With strides the
+//! copy is in phases, the pixels whose indices leave the same rest.
+//!
+//! The pixels of all output rows form one run at that pitch. Those between the rows are computed
+//! for nothing: one column in `width + 1` with the usual padding, because the padding before a row
+//! serves the row above it, too.
+
+use std::ops::Range;
+
+use super::columns::Geometry;
+use super::shift_tile::{
+    Dots, Outer, Product, dots, dots_tile, outer, outer_rows, product, product_tile,
+};
+use crate::kernels::tile::Isa;
+
+/// Entries that stay in the first-level cache beside others.
+const NEAR: usize = 1 << 12;
+
+/// Entries after a buffer's last that a vector may read.
+const SLACK: usize = 64;
+
+/// Where the pixels of an image lie in its padded copy, and which of them a kernel entry reads.
+#[derive(Debug, Clone)]
+pub(super) struct Shifted {
+    isa: Isa,
+    channels: usize,
+    input: [usize; 2],
+    output: [usize; 2],
+    stride: [usize; 2],
+    /// Rows and columns of padding before the image.
+    pad: [usize; 2],
+    /// Phases (of rows, of columns) that a kernel entry reads.
+    phases: Vec<[usize; 2]>,
+    pitch: usize,
+    /// Entries of a phase of a channel.
+    plane: usize,
+    /// For each channel and kernel entry the distance from the copy's start.
+    offsets: Vec<u32>,
+    /// Entries of the kernel that lie side by side, if all its rows do.
+    row_entries: Option<usize>,
+}
+
+impl Shifted {
+    /// The layout for a convolution of images with that many channels; `None` where another way
+    /// serves it: on processors without tiles for it, in one or three dimensions, with a kernel of
+    /// one entry, with padding that leaves output pixels outside.
+    pub(super) fn new(channels: usize, g: &Geometry) -> Option<Shifted> {
+        Shifted::on(Isa::get(), channels, g)
+    }
+
+    /// [`Shifted::new`] for instructions that the processor has.
+    fn on(isa: Isa, channels: usize, g: &Geometry) -> Option<Shifted> {
+        let taps: Vec<[usize; 2]> = (0..g.kernel[1])
+            .flat_map(|y| (0..g.kernel[2]).map(move |x| [y * g.dilation[1], x * g.dilation[2]]))
+            .collect();
+        let flat = g.input[0] == 1 && g.output[0] == 1 && g.kernel[0] == 1 && g.pad[0] == 0;
+        if !flat || taps.len() == 1 && g.stride == [1; 3] {
+            return None;
+        }
+        let size = |of: [usize; 3]| [of[1], of[2]];
+        let mut shifted = Shifted::with(
+            isa,
+            channels,
+            size(g.input),
+            size(g.output),
+            size(g.stride),
+            size(g.pad),
+            &taps,
+        )?;
+        let side_by_side = g.stride[2] == 1 && g.dilation[2] == 1;
+        shifted.row_entries = side_by_side.then_some(g.kernel[2]);
+        Some(shifted)
+    }
+
+    /// The layout of images of which kernel entries read the pixel `stride * output + tap - pad`.
+    fn with(
+        isa: Isa,
+        channels: usize,
+        input: [usize; 2],
+        output: [usize; 2],
+        stride: [usize; 2],
+        pad: [usize; 2],
+        taps: &[[usize; 2]],
+    ) -> Option<Shifted> {
+        if product_tile(isa) == (1, 1) || output.contains(&0) || channels == 0 || taps.is_empty() {
+            return None;
+        }
+        // Padding after the image, on each axis.
+        let far = [0, 1].map(|a| taps.iter().map(|t| t[a]).max().unwrap_or(0));
+        let end = [0, 1].map(|a| {
+            let last = (output[a] - 1) * stride[a] + far[a] + 1;
+            last.saturating_sub(input[a] + pad[a])
+        });
+        let pitch = match stride[1] {
+            1 => input[1] + pad[1].max(end[1]),
+            s => (input[1] + pad[1] + end[1]).div_ceil(s),
+        };
+        if output[1] > pitch {
+            return None;
+        }
+        let rows = (input[0] + pad[0] + end[0]).div_ceil(stride[0]);
+        // The last row's padding after it may be the padding before a row that is not there.
+        let plane = rows * pitch + pad[1].max(end[1]);
+        let mut phases = Vec::new();
+        let mut at = Vec::new();
+        for tap in taps {
+            let phase = [tap[0] % stride[0], tap[1] % stride[1]];
+            let found = phases.iter().position(|p| *p == phase);
+            let slot = found.unwrap_or(phases.len());
+            if found.is_none() {
+                phases.push(phase);
+            }
+            at.push(slot * plane + tap[0] / stride[0] * pitch + tap[1] / stride[1]);
+        }
+        let channel = phases.len() * plane;
+        let offsets = (0..channels).flat_map(|c| at.iter().map(move |a| c * channel + a));
+        let offsets: Result<Vec<u32>, _> = offsets.map(u32::try_from).collect();
+        Some(Shifted {
+            isa,
+            channels,
+            input,
+            output,
+            stride,
+            pad,
+            phases,
+            pitch,
+            plane,
+            offsets: offsets.ok()?,
+            row_entries: None,
+        })
+    }
+
+    /// Entries of a padded image.
+    pub(super) fn image_len(&self) -> usize {
+        self.channels * self.phases.len() * self.plane + SLACK
+    }
+
+    /// Pixels that are computed of so many rows of an output channel: whole vectors.
+    fn run_len(&self, rows: usize) -> usize {
+        let (_, vectors) = product_tile(self.isa);
+        let run = (rows.max(1) - 1) * self.pitch + self.output[1];
+        run.next_multiple_of(vectors * self.isa.lanes())
+    }
+
+    /// Output rows that are computed at a time for so many output channels: what stays in the
+    /// second-level cache, and gives each of some threads a few blocks.
+    pub(super) fn block_rows(&self, outputs: usize, threads: usize) -> usize {
+        const CACHE: usize = 1 << 16;
+        let most = CACHE / (outputs * self.pitch).max(1);
+        let fair = match threads {
+            0 | 1 => self.output[0],
+            t => self.output[0].div_ceil(4 * t),
+        };
+        most.min(fair).clamp(1, self.output[0])
+    }
+
+    /// Entries of an image that [`Shifted::convolve`] reads: a run beyond the last.
+    pub(super) fn readable_len(&self) -> usize {
+        self.image_len() + self.run_len(self.output[0])
+    }
+
+    /// Entries of the buffer that [`Shifted::convolve`] takes for so many output channels and rows.
+    pub(super) fn block_len(&self, outputs: usize, rows: usize) -> usize {
+        outputs * self.run_len(rows)
+    }
+
+    /// Entries of the buffer of [`Shifted::run`].
+    pub(super) fn buffer_len(&self, outputs: usize) -> usize {
+        self.readable_len() + self.block_len(outputs, self.block_rows(outputs, 1))
+    }
+
+    /// Copies an image with its padding.
+    pub(super) fn pad(&self, x: &[f32], out: &mut [f32]) {
+        let [height, width] = self.input;
+        out[..self.image_len()].fill(0.0);
+        for c in 0..self.channels {
+            let x = &x[c * height * width..][..height * width];
+            for (slot, phase) in self.phases.iter().enumerate() {
+                let out = &mut out[(c * self.phases.len() + slot) * self.plane..][..self.plane];
+                let [first_y, first_x] = [0, 1].map(|a| {
+                    // The first index of the image in the phase.
+                    let (s, pad) = (self.stride[a], self.pad[a]);
+                    (phase[a] + s - pad % s) % s
+                });
+                for y in (first_y..height).step_by(self.stride[0]) {
+                    let row = (y + self.pad[0]) / self.stride[0];
+                    let at = row * self.pitch + (first_x + self.pad[1]) / self.stride[1];
+                    let x = &x[y * width..][..width];
+                    if self.stride[1] == 1 {
+                        out[at..at + width].copy_from_slice(x);
+                    } else if first_x < width {
+                        let x = x[first_x..].iter().step_by(self.stride[1]);
+                        for (o, &v) in out[at..].iter_mut().zip(x) {
+                            *o = v;
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// Entries of a weight of so many output channels as [`Shifted::pack`] lays it out.
+    pub(super) fn packed_len(&self, outputs: usize) -> usize {
+        outputs * self.offsets.len()
+    }
+
+    /// Lays out the weight `weight(output channel, entry)`: by tiles of output channels, and in a
+    /// tile entry by entry.
+    pub(super) fn pack(
+        &self,
+        outputs: usize,
+        weight: impl Fn(usize, usize) -> f32,
+        packed: &mut [f32],
+    ) {
+        let (rows, _) = product_tile(self.isa);
+        let k = self.offsets.len();
+        for start in (0..outputs).step_by(rows) {
+            let size = rows.min(outputs - start);
+            let tile = &mut packed[start * k..][..size * k];
+            for (entry, of) in tile.chunks_exact_mut(size).enumerate() {
+                for (r, v) in of.iter_mut().enumerate() {
+                    *v = weight(start + r, entry);
+                }
+            }
+        }
+    }
+
+    /// Convolves a padded image with a packed weight and hands each of some output rows to
+    /// `write(output channel, row, pixels)`.
+    pub(super) fn convolve(
+        &self,
+        image: &[f32],
+        packed: &[f32],
+        outputs: usize,
+        rows: Range<usize>,
+        run: &mut [f32],
+        mut write: impl FnMut(usize, usize, &[f32]),
+    ) {
+        let (tile_rows, vectors) = product_tile(self.isa);
+        let (width, k) = (vectors * self.isa.lanes(), self.offsets.len());
+        let len = self.run_len(rows.len());
+        assert!(rows.end <= self.output[0] && image.len() >= self.readable_len());
+        assert!(packed.len() >= outputs * k && run.len() >= outputs * len);
+        let image = &image[rows.start * self.pitch..];
+        for j in (0..len).step_by(width) {
+            for start in (0..outputs).step_by(tile_rows) {
+                let t = Product {
+                    a: packed[start * k..].as_ptr(),
+                    image: image[j..].as_ptr(),
+                    offsets: &self.offsets,
+                    out: run[start * len + j..].as_mut_ptr(),
+                    out_row: len,
+                };
+                #[expect(unsafe_code, reason = "vector kernel")]
+                // SAFETY: lengths were checked: offsets lie in the image, which has a run's length
+                // beyond; the run has `len` entries for each output channel, a multiple of the
+                // tile's width; `self.isa` is the processor's and not portable.
+                unsafe {
+                    product(self.isa, tile_rows.min(outputs - start), t);
+                }
+            }
+        }
+        for channel in 0..outputs {
+            let run = &run[channel * len..][..len];
+            for (i, row) in rows.clone().enumerate() {
+                write(channel, row, &run[i * self.pitch..][..self.output[1]]);
+            }
+        }
+    }
+
+    /// Entries of a channel of a gradient in [`Shifted::spread`]'s layout: whole vectors.
+    fn spread_len(&self) -> usize {
+        let run = (self.output[0] - 1) * self.pitch + self.output[1];
+        run.next_multiple_of(self.isa.lanes())
+    }
+
+    /// Copies the gradient of an output image to rows at the pitch, zeros between them.
+    fn spread(&self, g: &[f32], outputs: usize, out: &mut [f32]) {
+        let ([height, width], len) = (self.output, self.spread_len());
+        out[..outputs * len].fill(0.0);
+        for channel in 0..outputs {
+            for y in 0..height {
+                let g = &g[(channel * height + y) * width..][..width];
+                out[channel * len + y * self.pitch..][..width].copy_from_slice(g);
+            }
+        }
+    }
+
+    /// Rows of kernel entries that [`outer`] takes at once, and their length, where it serves.
+    fn outer_tile(&self) -> Option<(usize, usize)> {
+        let entries = self.row_entries?;
+        Some((outer_rows(self.isa, entries)?, entries))
+    }
+
+    /// Entries of the sums that [`Shifted::outer_gradient`] keeps.
+    fn sums_len(&self, outputs: usize) -> usize {
+        match self.outer_tile() {
+            None => 0,
+            Some((rows, entries)) => {
+                let tiles = (self.offsets.len() / entries).div_ceil(rows);
+                outputs.next_multiple_of(self.isa.lanes()) * tiles * rows * entries
+            }
+        }
+    }
+
+    /// Entries of an image and its gradient, as [`Shifted::weight_gradient`] lays them out.
+    fn pair_len(&self, outputs: usize) -> (usize, usize) {
+        if self.outer_tile().is_some() {
+            let pixels = self.output[0] * self.output[1];
+            let g = outputs.next_multiple_of(self.isa.lanes()) * pixels;
+            return (self.image_len(), g);
+        }
+        // A gradient's run may be longer than the image from its last offset on.
+        let len = self.spread_len();
+        (self.image_len() + len, outputs * len)
+    }
+
+    /// Copies the gradient of an output image to blocks of output channels, in a block pixel by
+    /// pixel, zeros for channels that are not there.
+    fn interleave(&self, g: &[f32], outputs: usize, out: &mut [f32]) {
+        let (lanes, pixels) = (self.isa.lanes(), self.output[0] * self.output[1]);
+        for (block, out) in out.chunks_exact_mut(lanes * pixels).enumerate() {
+            let first = block * lanes;
+            let here = lanes.min(outputs.saturating_sub(first));
+            if here < lanes {
+                out.fill(0.0);
+            }
+            for lane in 0..here {
+                let g = &g[(first + lane) * pixels..][..pixels];
+                for (o, &v) in out[lane..].iter_mut().step_by(lanes).zip(g) {
+                    *o = v;
+                }
+            }
+        }
+    }
+
+    /// [`Shifted::weight_gradient`] where kernel entries lie side by side: output channels in the
+    /// lanes, each pixel's gradient times the entries that read the image there.
+    fn outer_gradient(
+        &self,
+        (rows, entries): (usize, usize),
+        x: &[f32],
+        g: &[f32],
+        outputs: usize,
+        out: &mut [f32],
+        buffer: &mut [f32],
+    ) {
+        let ([height, width], lanes) = (self.output, self.isa.lanes());
+        let pixels = height * width;
+        let x_size = self.channels * self.input[0] * self.input[1];
+        let (image_len, g_len) = self.pair_len(outputs);
+        let (k, kernel_rows) = (self.offsets.len(), self.offsets.len() / entries);
+        let (tiles, blocks) = (kernel_rows.div_ceil(rows), outputs.div_ceil(lanes));
+        let tile_len = rows * entries * lanes;
+        let (image, rest) = buffer.split_at_mut(image_len);
+        let (gradient, rest) = rest.split_at_mut(g_len);
+        let sums = &mut rest[..blocks * tiles * tile_len];
+        sums.fill(0.0);
+        for (x, g) in x.chunks_exact(x_size).zip(g.chunks_exact(outputs * pixels)) {
+            self.pad(x, image);
+            self.interleave(g, outputs, &mut gradient[..blocks * lanes * pixels]);
+            for block in 0..blocks {
+                for tile in 0..tiles {
+                    let mut starts = [0; 8];
+                    for (r, start) in starts.iter_mut().enumerate().take(rows) {
+                        // Rows beyond the last repeat it; their sums are not read.
+                        let row = (tile * rows + r).min(kernel_rows - 1);
+                        *start = self.offsets[row * entries] as usize;
+                    }
+                    let t = Outer {
+                        left: gradient[block * lanes * pixels..].as_ptr(),
+                        right: image.as_ptr(),
+                        rows: &starts[..rows],
+                        height,
+                        width,
+                        pitch: self.pitch,
+                        sums: sums[(block * tiles + tile) * tile_len..].as_mut_ptr(),
+                    };
+                    #[expect(unsafe_code, reason = "vector kernel")]
+                    // SAFETY: the gradient has a vector for each pixel of the block; every kernel
+                    // entry of every output pixel lies in the padded image; the sums have a tile
+                    // for each block and tile; `self.isa` is the processor's.
+                    unsafe {
+                        outer(self.isa, entries, t);
+                    }
+                }
+            }
+        }
+        for o in 0..outputs {
+            let sums = &sums[o / lanes * tiles * tile_len..][..tiles * tile_len];
+            for (entry, out) in out[o * k..][..k].iter_mut().enumerate() {
+                *out += sums[entry * lanes + o % lanes];
+            }
+        }
+    }
+
+    /// Images that [`Shifted::weight_gradient`] takes at once: what stays in the second-level
+    /// cache.
+    fn images(&self, outputs: usize, count: usize) -> usize {
+        const CACHE: usize = 1 << 18;
+        let (x, g) = self.pair_len(outputs);
+        (CACHE / (x + g)).clamp(1, count.max(1))
+    }
+
+    /// Entries of the buffer of [`Shifted::weight_gradient`].
+    pub(super) fn gradient_buffer_len(&self, outputs: usize, count: usize) -> usize {
+        let (x, g) = self.pair_len(outputs);
+        match self.outer_tile() {
+            Some(_) => x + g + self.sums_len(outputs),
+            None => self.images(outputs, count) * (x + g),
+        }
+    }
+
+    /// Adds the gradient by the weight, `[outputs, entries]`, of images and the gradients of
+    /// their outputs.
+    pub(super) fn weight_gradient(
+        &self,
+        x: &[f32],
+        g: &[f32],
+        outputs: usize,
+        out: &mut [f32],
+        buffer: &mut [f32],
+    ) {
+        if let Some(tile) = self.outer_tile() {
+            return self.outer_gradient(tile, x, g, outputs, out, buffer);
+        }
+        let [x_size, g_size] = [
+            self.channels * self.input[0] * self.input[1],
+            outputs * self.output[0] * self.output[1],
+        ];
+        let (x_len, g_len) = self.pair_len(outputs);
+        let (k, len) = (self.offsets.len(), self.spread_len());
+        let count = g.len() / g_size.max(1);
+        let most = self.images(outputs, count);
+        let (left_rows, right_rows) = dots_tile(self.isa);
+        assert!(out.len() >= outputs * k && buffer.len() >= most * (x_len + g_len));
+        let (images, gradients) = buffer.split_at_mut(most * x_len);
+        for first in (0..count).step_by(most) {
+            let now = most.min(count - first);
+            for i in 0..now {
+                let image = &mut images[i * x_len..][..x_len];
+                self.pad(&x[(first + i) * x_size..][..x_size], image);
+                image[self.image_len()..].fill(0.0);
+                let g = &g[(first + i) * g_size..][..g_size];
+                self.spread(g, outputs, &mut gradients[i * g_len..][..g_len]);
+            }
+            // So many images at once that a tile's rows of gradients stay in the first-level cache
+            // while the images' channels pass by.
+            let group = (NEAR / (left_rows * len).max(1)).clamp(1, now);
+            for at in (0..now).step_by(group) {
+                for channel in (0..outputs).step_by(left_rows) {
+                    for entry in (0..k).step_by(right_rows) {
+                        let t = Dots {
+                            left: gradients[at * g_len + channel * len..].as_ptr(),
+                            left_row: len,
+                            right: images[at * x_len..].as_ptr(),
+                            offsets: &self.offsets[entry..k.min(entry + right_rows)],
+                            len,
+                            images: group.min(now - at),
+                            left_image: g_len,
+                            right_image: x_len,
+                            out: out[channel * k + entry..].as_mut_ptr(),
+                            out_row: k,
+                        };
+                        #[expect(unsafe_code, reason = "vector kernel")]
+                        // SAFETY: lengths were checked: offsets lie in an image, which has `len`
+                        // entries beyond its last; `len` is a multiple of the lanes; `self.isa` is
+                        // the processor's and not portable.
+                        unsafe {
+                            dots(self.isa, left_rows.min(outputs - channel), t);
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The gradient of a convolution by its input, in as many convolutions of the output's gradient as
+/// there are phases of the input's pixels.
+#[derive(Debug, Clone)]
+pub(super) struct Backward {
+    stride: [usize; 2],
+    parts: Vec<Part>,
+}
+
+/// The input's pixels of one phase.
+#[derive(Debug, Clone)]
+struct Part {
+    shifted: Shifted,
+    /// The first row and column.
+    first: [usize; 2],
+    /// Entries of the kernel that reach these pixels.
+    taps: Vec<usize>,
+}
+
+impl Backward {
+    /// The layout for gradients with that many channels.
+    pub(super) fn new(channels: usize, g: &Geometry) -> Option<Backward> {
+        Backward::on(Isa::get(), channels, g)
+    }
+
+    /// [`Backward::new`] for instructions that the processor has.
+    fn on(isa: Isa, channels: usize, g: &Geometry) -> Option<Backward> {
+        let forward = Shifted::on(isa, channels, g)?;
+        let Shifted {
+            input,
+            output,
+            stride,
+            pad,
+            ..
+        } = forward;
+        let mut parts = Vec::new();
+        for (py, px) in (0..stride[0]).flat_map(|y| (0..stride[1]).map(move |x| (y, x))) {
+            // Pixels y with (y + pad) % stride == py.
+            let phase = [py, px];
+            let first = [0, 1].map(|a| (phase[a] + stride[a] - pad[a] % stride[a]) % stride[a]);
+            let size = [0, 1].map(|a| input[a].saturating_sub(first[a]).div_ceil(stride[a]));
+            // The output pixel that entry t brings to the part's pixel 0.
+            let mut taps = Vec::new();
+            let mut from: Vec<[isize; 2]> = Vec::new();
+            for ky in 0..g.kernel[1] {
+                for kx in 0..g.kernel[2] {
+                    let at = [ky * g.dilation[1], kx * g.dilation[2]];
+                    if (0..2).all(|a| at[a] % stride[a] == phase[a]) {
+                        taps.push(ky * g.kernel[2] + kx);
+                        from.push([0, 1].map(|a| {
+                            (first[a] + pad[a])
+                                .cast_signed()
+                                .wrapping_sub(at[a].cast_signed())
+                                / stride[a].cast_signed()
+                        }));
+                    }
+                }
+            }
+            let before = [0, 1].map(|a| {
+                let least = from.iter().map(|f| f[a]).min().unwrap_or(0);
+                (-least).max(0).cast_unsigned()
+            });
+            let shifts: Vec<[usize; 2]> = from
+                .iter()
+                .map(|f| [0, 1].map(|a| (f[a] + before[a].cast_signed()).cast_unsigned()))
+                .collect();
+            if taps.is_empty() || size.contains(&0) {
+                // Nothing reaches these pixels: they stay 0.
+                continue;
+            }
+            parts.push(Part {
+                shifted: Shifted::with(isa, channels, output, size, [1; 2], before, &shifts)?,
+                first,
+                taps,
+            });
+        }
+        Some(Backward { stride, parts })
+    }
+
+    /// Entries of all packed weights of so many input channels.
+    pub(super) fn packed_len(&self, inputs: usize) -> usize {
+        let parts = self.parts.iter();
+        parts.map(|p| p.shifted.packed_len(inputs)).sum()
+    }
+
+    /// Lays out the weight `[outputs, inputs, taps]`.
+    pub(super) fn pack(&self, inputs: usize, taps: usize, weight: &[f32], packed: &mut [f32]) {
+        let mut packed = packed;
+        for part in &self.parts {
+            let (now, rest) = packed.split_at_mut(part.shifted.packed_len(inputs));
+            let own = part.taps.len();
+            part.shifted.pack(
+                inputs,
+                |c, entry| {
+                    let (o, tap) = (entry / own, part.taps[entry % own]);
+                    weight[(o * inputs + c) * taps + tap]
+                },
+                now,
+            );
+            packed = rest;
+        }
+    }
+
+    /// Entries of the buffer of [`Backward::run`].
+    pub(super) fn buffer_len(&self, inputs: usize) -> usize {
+        let parts = self.parts.iter();
+        parts
+            .map(|p| p.shifted.buffer_len(inputs))
+            .max()
+            .unwrap_or(0)
+    }
+
+    /// Adds to the gradient by an input image `[inputs, height, width]`.
+    pub(super) fn run(
+        &self,
+        g: &[f32],
+        packed: &[f32],
+        inputs: usize,
+        size: [usize; 2],
+        out: &mut [f32],
+        buffer: &mut [f32],
+    ) {
+        let mut packed = packed;
+        for part in &self.parts {
+            let s = &part.shifted;
+            let (now, rest) = packed.split_at(s.packed_len(inputs));
+            packed = rest;
+            let (image, run) = buffer.split_at_mut(s.readable_len());
+            s.pad(g, image);
+            s.blocks(image, now, inputs, run, |channel, row, pixels| {
+                let y = part.first[0] + row * self.stride[0];
+                let out = &mut out[(channel * size[0] + y) * size[1]..][..size[1]];
+                if self.stride[1] == 1 {
+                    for (o, &v) in out[part.first[1]..].iter_mut().zip(pixels) {
+                        *o += v;
+                    }
+                } else {
+                    let out = out[part.first[1]..].iter_mut().step_by(self.stride[1]);
+                    for (o, &v) in out.zip(pixels) {
+                        *o += v;
+                    }
+                }
+            });
+        }
+    }
+}
+
+impl Shifted {
+    /// Convolves an image that is not padded yet.
+    pub(super) fn run(
+        &self,
+        x: &[f32],
+        packed: &[f32],
+        outputs: usize,
+        bias: Option<&[f32]>,
+        out: &mut [f32],
+        buffer: &mut [f32],
+    ) {
+        let (image, run) = buffer.split_at_mut(self.readable_len());
+        self.pad(x, image);
+        let [height, width] = self.output;
+        self.blocks(image, packed, outputs, run, |channel, row, pixels| {
+            let out = &mut out[(channel * height + row) * width..][..width];
+            biased(pixels, bias.map(|b| b[channel]), out);
+        });
+    }
+
+    /// [`Shifted::convolve`] of all rows, block by block.
+    fn blocks(
+        &self,
+        image: &[f32],
+        packed: &[f32],
+        outputs: usize,
+        run: &mut [f32],
+        mut write: impl FnMut(usize, usize, &[f32]),
+    ) {
+        let (height, rows) = (self.output[0], self.block_rows(outputs, 1));
+        for first in (0..height).step_by(rows) {
+            let now = first..height.min(first + rows);
+            self.convolve(image, packed, outputs, now, run, &mut write);
+        }
+    }
+}
+
+/// Pixels plus a bias.
+pub(super) fn biased(pixels: &[f32], bias: Option<f32>, out: &mut [f32]) {
+    match bias {
+        None => out.copy_from_slice(pixels),
+        Some(bias) => {
+            for (o, &v) in out.iter_mut().zip(pixels) {
+                *o = v + bias;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use opt_core::ops::Window;
+    use opt_core::random::Philox;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn values(step: u64, n: usize) -> Vec<f32> {
+        let random = Philox::new(7);
+        (0..n as u64)
+            .map(|i| random.uniform(step, i) as f32 - 0.5)
+            .collect()
+    }
+
+    /// Calls `visit(output channel, input channel, entry, output pixel, input pixel)` for every
+    /// product of a convolution.
+    fn products(
+        g: &Geometry,
+        [outputs, inputs]: [usize; 2],
+        mut visit: impl FnMut(usize, usize, usize, usize, usize),
+    ) {
+        let inside = |at: usize, tap: usize, axis: usize| {
+            let at = at * g.stride[axis] + tap * g.dilation[axis];
+            let at = at.checked_sub(g.pad[axis])?;
+            (at < g.input[axis]).then_some(at)
+        };
+        for (y, x) in (0..g.output[1]).flat_map(|y| (0..g.output[2]).map(move |x| (y, x))) {
+            for (ky, kx) in (0..g.kernel[1]).flat_map(|y| (0..g.kernel[2]).map(move |x| (y, x))) {
+                let (Some(iy), Some(ix)) = (inside(y, ky, 1), inside(x, kx, 2)) else {
+                    continue;
+                };
+                let (entry, from) = (ky * g.kernel[2] + kx, iy * g.input[2] + ix);
+                for (o, c) in (0..outputs).flat_map(|o| (0..inputs).map(move |c| (o, c))) {
+                    visit(o, c, entry, y * g.output[2] + x, from);
+                }
+            }
+        }
+    }
+
+    fn close(found: &[f32], expected: &[f64], what: &str) {
+        for (i, (&found, &expected)) in found.iter().zip(expected).enumerate() {
+            let off = (f64::from(found) - expected).abs();
+            assert!(
+                off < 1e-4 * (1.0 + expected.abs()),
+                "{what} {i}: {found}, {expected}"
+            );
+        }
+    }
+
+    fn check(isa: Isa, g: &Geometry, [outputs, inputs]: [usize; 2]) -> Option<()> {
+        let images = 3;
+        let (taps, input, output) = (g.taps(), g.input_len(), g.output_len());
+        let w = values(1, outputs * inputs * taps);
+        let x = values(2, images * inputs * input);
+        let dy = values(3, images * outputs * output);
+        let bias = values(4, outputs);
+        let forward = Shifted::on(isa, inputs, g)?;
+
+        let mut packed = vec![0.0; forward.packed_len(outputs)];
+        let k = inputs * taps;
+        forward.pack(outputs, |o, entry| w[o * k + entry], &mut packed);
+        let (image, gradient) = (&x[..inputs * input], &dy[..outputs * output]);
+        let mut found = vec![f32::NAN; outputs * output];
+        // What a buffer held before must not matter.
+        let mut buffer = vec![f32::NAN; forward.buffer_len(outputs)];
+        forward.run(
+            image,
+            &packed,
+            outputs,
+            Some(&bias),
+            &mut found,
+            &mut buffer,
+        );
+        let mut expected: Vec<f64> = (0..outputs * output)
+            .map(|i| f64::from(bias[i / output.max(1)]))
+            .collect();
+        products(g, [outputs, inputs], |o, c, entry, to, from| {
+            let product = f64::from(w[(o * inputs + c) * taps + entry] * image[c * input + from]);
+            expected[o * output + to] += product;
+        });
+        close(&found, &expected, "forward");
+
+        let mut found = vec![0.5f32; outputs * k];
+        let mut expected = vec![0.5f64; outputs * k];
+        let mut buffer = vec![f32::NAN; forward.gradient_buffer_len(outputs, images)];
+        forward.weight_gradient(&x, &dy, outputs, &mut found, &mut buffer);
+        for i in 0..images {
+            let (x, dy) = (&x[i * inputs * input..], &dy[i * outputs * output..]);
+            products(g, [outputs, inputs], |o, c, entry, to, from| {
+                let product = f64::from(dy[o * output + to] * x[c * input + from]);
+                expected[(o * inputs + c) * taps + entry] += product;
+            });
+        }
+        close(&found, &expected, "gradient by the weight");
+
+        let backward = Backward::on(isa, outputs, g)?;
+        let mut packed = vec![0.0; backward.packed_len(inputs)];
+        backward.pack(inputs, taps, &w, &mut packed);
+        let mut found = vec![0.25f32; inputs * input];
+        let mut expected = vec![0.25f64; inputs * input];
+        let mut buffer = vec![f32::NAN; backward.buffer_len(inputs)];
+        let size = [g.input[1], g.input[2]];
+        backward.run(gradient, &packed, inputs, size, &mut found, &mut buffer);
+        products(g, [outputs, inputs], |o, c, entry, to, from| {
+            let w = w[(o * inputs + c) * taps + entry];
+            expected[c * input + from] += f64::from(w * gradient[o * output + to]);
+        });
+        close(&found, &expected, "gradient by the input");
+        Some(())
+    }
+
+    fn isas() -> Vec<Isa> {
+        #[cfg(target_arch = "x86_64")]
+        return match Isa::get() {
+            Isa::Avx512 => vec![Isa::Avx512, Isa::Avx2],
+            Isa::Avx2 => vec![Isa::Avx2],
+            Isa::Portable => vec![],
+        };
+        #[cfg(not(target_arch = "x86_64"))]
+        vec![]
+    }
+
+    fn geometry(
+        size: [usize; 2],
+        kernel: [usize; 2],
+        strides: [usize; 2],
+        dilations: [usize; 2],
+        begin: [usize; 2],
+        end: [usize; 2],
+    ) -> Option<Geometry> {
+        let window = Window {
+            strides: strides.as_slice().into(),
+            dilations: dilations.as_slice().into(),
+            pads_begin: begin.as_slice().into(),
+            pads_end: end.as_slice().into(),
+        };
+        let output = [0, 1].map(|a| {
+            let span = (kernel[a] - 1) * dilations[a] + 1;
+            let padded = size[a] + begin[a] + end[a];
+            (padded >= span).then(|| (padded - span) / strides[a] + 1)
+        });
+        let output = [output[0]?, output[1]?];
+        Some(Geometry::new(&size, &output, &kernel, &window))
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(200))]
+
+        #[test]
+        fn all_three_agree_with_the_definition(
+            size in [1usize..14, 1usize..40], kernel in [1usize..6, 1usize..6],
+            strides in [1usize..4, 1usize..4], dilations in [1usize..3, 1usize..3],
+            begin in [0usize..4, 0usize..4], end in [0usize..4, 0usize..4],
+            channels in [1usize..20, 1usize..6],
+        ) {
+            let found = geometry(size, kernel, strides, dilations, begin, end);
+            prop_assume!(found.is_some());
+            for isa in isas() {
+                check(isa, found.as_ref().unwrap(), channels);
+            }
+        }
+    }
+
+    #[test]
+    fn the_usual_convolutions_are_served() {
+        for (size, kernel, stride, pad) in
+            [(32, 3, 1, 1), (16, 3, 2, 1), (28, 5, 1, 0), (8, 1, 2, 0)]
+        {
+            let g = geometry(
+                [size; 2],
+                [kernel; 2],
+                [stride; 2],
+                [1; 2],
+                [pad; 2],
+                [pad; 2],
+            );
+            for isa in isas() {
+                assert!(
+                    check(isa, g.as_ref().unwrap(), [20, 3]).is_some(),
+                    "{size} {kernel}"
+                );
+            }
+        }
+    }
+}
