@@ -183,6 +183,31 @@ impl MaxPool {
         });
     }
 
+    /// The gradient of a channel where windows of 2 x 2 tile the image, into zeros.
+    fn halved<T: Element + PartialOrd>(&self, x: &[T], g: &[T], dx: &mut [T]) {
+        let geometry = &self.images.geometry;
+        let (width, out) = (geometry.input[2], geometry.output[2]);
+        let zero = T::from_f64(0.0);
+        for (row, g) in g.chunks_exact(out).enumerate() {
+            let plane = row / geometry.output[1] * geometry.input[1] * width;
+            let at = plane + row % geometry.output[1] * 2 * width;
+            let (top, bottom) = (&x[at..at + 2 * out], &x[at + width..at + width + 2 * out]);
+            let (up, down) = dx[at..at + width + 2 * out].split_at_mut(width);
+            for (i, &g) in g.iter().enumerate() {
+                let (mut best, mut which) = (top[2 * i], 0);
+                let others = [top[2 * i + 1], bottom[2 * i], bottom[2 * i + 1]];
+                for (j, v) in others.into_iter().enumerate() {
+                    if beats(v, best) {
+                        (best, which) = (v, j + 1);
+                    }
+                }
+                let of = |j: usize| if which == j { g } else { zero };
+                (up[2 * i], up[2 * i + 1]) = (of(0), of(1));
+                (down[2 * i], down[2 * i + 1]) = (of(2), of(3));
+            }
+        }
+    }
+
     fn forward<T: Element + PartialOrd>(&self, x: &[T], y: &mut [T], threads: usize) {
         let (input, output) = (self.images.input, self.images.output);
         let threads = self.images.threads(x.len(), threads);
@@ -209,6 +234,10 @@ impl MaxPool {
                 let x = &x[(task * per + c) * input..][..input];
                 let g = &g[(task * per + c) * output..][..output];
                 dx.fill(T::from_f64(0.0));
+                if self.is_halving() {
+                    self.halved(x, g, dx);
+                    continue;
+                }
                 let (mut last, mut best) = (usize::MAX, 0);
                 self.pairs(|o, i| {
                     if o != last {

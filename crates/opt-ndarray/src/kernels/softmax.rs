@@ -63,6 +63,20 @@ by_isa! {
 }
 
 by_isa! {
+    /// Replaces entries by `e^(x - shift)` and returns their sum.
+    pub(super) fn exp_in_place(x: &mut [f32], shift: f32) -> f32 = |FMA| {
+        let mut lanes = [0f32; 16];
+        for x in x.chunks_mut(16) {
+            for (lane, x) in lanes.iter_mut().zip(x) {
+                *x = math::exp::<FMA>(*x - shift);
+                *lane += *x;
+            }
+        }
+        lanes.iter().sum()
+    }
+}
+
+by_isa! {
     /// The largest entry; a NaN spoils the sums anyway.
     pub(super) fn largest(x: &[f32]) -> f32 = |_FMA| {
         let larger = |a: f32, b: f32| if a > b { a } else { b };
@@ -81,7 +95,8 @@ by_isa! {
 }
 
 by_isa! {
-    fn scale(x: &mut [f32], factor: f32) = |_FMA| {
+    /// Multiplies entries by a factor.
+    pub(super) fn scale(x: &mut [f32], factor: f32) = |_FMA| {
         for x in x {
             *x *= factor;
         }

@@ -714,3 +714,99 @@ fn cross_entropy_of_rows_and_of_maps() {
     let twice: Vec<f64> = want.iter().flat_map(|&v| [v, v]).collect();
     assert_close(&y, &twice, 1e-6, "maps");
 }
+
+/// Attention of a leading index and head by the definition, in `f64`, with a bias on each score.
+fn attention_reference(
+    [q, k, v]: [&Tensor; 3],
+    [queries, keys, width, values]: [usize; 4],
+    bias: impl Fn(usize, usize, usize) -> f64,
+) -> Vec<f64> {
+    let leads = q.len() / (queries * width);
+    let [q, k, v] = [q, k, v].map(Tensor::to_f64s);
+    let mut out = Vec::new();
+    for (lead, i) in (0..leads).flat_map(|l| (0..queries).map(move |i| (l, i))) {
+        let q = &q[(lead * queries + i) * width..][..width];
+        let score = |j: usize| {
+            let k = &k[(lead * keys + j) * width..][..width];
+            let dot: f64 = q.iter().zip(k).map(|(a, b)| a * b).sum();
+            dot / (width as f64).sqrt() + bias(lead, i, j)
+        };
+        let scores: Vec<f64> = (0..keys).map(score).collect();
+        let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let weights: Vec<f64> = match max > f64::NEG_INFINITY {
+            true => scores.iter().map(|s| (s - max).exp()).collect(),
+            false => vec![0.0; keys],
+        };
+        let sum = weights.iter().sum::<f64>().max(f64::MIN_POSITIVE);
+        out.extend((0..values).map(|d| {
+            let at = |j: usize| v[(lead * keys + j) * values + d];
+            weights
+                .iter()
+                .enumerate()
+                .map(|(j, w)| w * at(j))
+                .sum::<f64>()
+                / sum
+        }));
+    }
+    out
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(60))]
+
+    #[test]
+    fn attention_agrees_with_the_definition(
+        batch in 1usize..3, heads in 1usize..3, queries in 1usize..75, keys in 1usize..75,
+        width in 1usize..20, values in 1usize..20, causal: bool, kind in 0usize..3, threads in 1usize..3,
+    ) {
+        let tensor = |seed, rows, cols| noise(DType::F32, &[batch, heads, rows, cols], seed, -2.0, 2.0);
+        let (q, k, v) = (tensor(1, queries, width), tensor(2, keys, width), tensor(3, keys, values));
+        let hidden = |lead: usize, i: usize, j: usize| (lead / heads * 7 + i + 3 * j).is_multiple_of(5) || i == 3;
+        let shape = [batch, 1, queries, keys];
+        let places = || (0..batch).flat_map(|b| (0..queries).flat_map(move |i| (0..keys).map(move |j| (b, i, j))));
+        let mask = match kind {
+            0 => None,
+            1 => Some(Tensor::from_bools(shape, places().map(|(b, i, j)| !hidden(b * heads, i, j)).collect::<Vec<_>>()).unwrap()),
+            _ => Some(noise(DType::F32, &shape, 4, -1.0, 1.0)),
+        };
+        let added = mask.as_ref().filter(|_| kind == 2).map(Tensor::to_f64s);
+        let expected = attention_reference([&q, &k, &v], [queries, keys, width, values], |lead, i, j| {
+            let unseen = causal && j > i || kind == 1 && hidden(lead, i, j);
+            let added = added.as_ref().map_or(0.0, |a| a[(lead / heads * queries + i) * keys + j]);
+            if unseen { f64::NEG_INFINITY } else { added }
+        });
+        let mut inputs = vec![q, k, v];
+        inputs.extend(mask);
+        let found = eval_with(threads, &inputs, |b, x| {
+            Ok(vec![b.attention(x[0], x[1], x[2], x.get(3).copied(), causal)?])
+        }).unwrap().remove(0);
+        assert_close(&found, &expected, 1e-4, "attention");
+    }
+
+    #[test]
+    fn gradients_of_halving_go_to_the_first_maximum(
+        planes in 1usize..4, height in 2usize..9, width in 2usize..40, levels in 1u32..6,
+    ) {
+        // Few levels make ties.
+        let x = noise(DType::F32, &[1, planes, height, width], 5, 0.0, f64::from(levels)).to_f64s();
+        let x: Vec<f32> = x.into_iter().map(|v| if v < 0.1 { f32::NAN } else { v as f32 }.floor()).collect();
+        let (h, w) = (height / 2, width / 2);
+        let g = noise(DType::F32, &[1, planes, h, w], 6, 1.0, 2.0);
+        let mut expected = vec![0.0; x.len()];
+        for (o, &g) in g.to_f64s().iter().enumerate() {
+            let (p, i, j) = (o / (h * w), o / w % h, o % w);
+            let at = |d: usize| (p * height + 2 * i + d / 2) * width + 2 * j + d % 2;
+            let larger = |a: usize, b: usize| x[at(b)] > x[at(a)] || x[at(b)].is_nan();
+            let best = (1..4).fold(0, |best, d| if larger(best, d) { d } else { best });
+            expected[at(best)] = g;
+        }
+        let x = Tensor::new([1, planes, height, width], x).unwrap();
+        let found = eval(&[x, g], |b, x| {
+            let y = b.max_pool(x[0], 2)?;
+            let weighted = b.mul(y, x[1])?;
+            let sum = b.sum_all(weighted)?;
+            opt_core::autodiff::grad(b, sum, &x[..1])?.of(x[0])
+        });
+        assert_close(&found, &expected, 1e-6, "gradient of max pooling");
+    }
+}
