@@ -9,7 +9,7 @@ use opt_ndarray::NdarrayBackend;
 use opt_quant::{
     Config, ConvertQat, Mse, ObserverKind, PrepareQat, QuantizeAware, QuantizeStatic, Scheme,
 };
-use opt_train::{Adam, Constant, CrossEntropy, FineTune, Trainer};
+use opt_train::{Adam, Constant, Cosine, CrossEntropy, FineTune, Trainer};
 
 fn random(step: u64, shape: &[usize], size: f64) -> Tensor {
     let stream = opt_core::random::Philox::new(4);
@@ -227,8 +227,8 @@ fn learned_scales_train_two_bit_weights_and_agree_with_their_integers() {
         assert!((start - 2.0 * mean).abs() < 1e-6);
     }
     let train = FineTune(
-        Trainer::new(CrossEntropy, Adam::default(), Constant(0.02))
-            .epochs(30)
+        Trainer::new(CrossEntropy, Adam::default(), Cosine::new(0.02))
+            .epochs(60)
             .batch_size(16),
     );
     let (trained, _) = train.apply(prepared, &mut cx).unwrap();
