@@ -33,6 +33,7 @@ pub(crate) fn compile_with(
     fusion: bool,
     ints: IntPath,
 ) -> Result<Plan> {
+    ints.check()?;
     let graph = graph.bind(&spec.bindings)?;
     let mut ir = Ir::new(&graph)?;
     let threads = if work(&graph)? < PARALLEL { 1 } else { threads };
