@@ -8,20 +8,23 @@
 
 use std::cell::RefCell;
 use std::ops::Range;
+use std::ptr::null;
 
 use opt_core::{DType, Result};
 
+use super::super::conv::Geometry;
 use super::super::int8::{Finish, Layer};
 use super::super::{Arg, Kernel, Out, RunCx, SharedMut, parallel};
+use super::finish::{Sums, Target};
 use super::image::{Image, PIXELS};
-use super::{Block, Lines, Operand, ROW, ROWS, Signs, TILE, Tiles};
+use super::{Activations, Block, Lines, Product, ROW, ROWS, TILE, Tiles};
 
 /// Outputs, and rows or pixels, of a block of sums.
 const BLOCK: usize = 2 * ROWS;
 
 /// Steps of 64 bytes for which the block of activations (2 KiB a step) stays in the first-level
 /// cache; longer sums go to memory in between.
-const STEPS: usize = 20;
+const STEPS: usize = 16;
 
 /// Bytes of weights that stay in the second-level cache while activations pass by.
 const WEIGHTS: usize = 1 << 20;
@@ -46,18 +49,19 @@ enum Source {
 pub(crate) struct AmxLayer {
     layer: Layer,
     source: Source,
-    signs: Signs,
+    product: Product,
     /// Steps of 64 bytes of a sum.
     steps: usize,
     /// Blocks of outputs of a group.
     blocks: usize,
     /// For each group, block and step two tiles.
     weight: Lines,
-    /// Offsets of the steps in packed tiles.
+    /// Offsets of the steps in packed tiles, there and back.
     packed: Vec<usize>,
-    /// Offsets of the steps in the activations where they are read directly.
+    /// Offsets of the steps in the activations where they are read directly, there and back.
     direct: Vec<usize>,
-    /// What the sums start with: 32 numbers a block, for an image 32 rows of 16 times the same.
+    /// What is added to the sums, one an output, padded to blocks:
+    /// `bias - zero * sum(weight)`.
     start: Vec<i32>,
     /// One an output, padded to blocks.
     multiplier: Vec<f32>,
@@ -88,9 +92,8 @@ impl AmxLayer {
         let taps = layer.taps();
         let depth = taps * layer.inputs.div_ceil(4) * 4;
         let filled = |n: usize, of: usize| n as f64 / (n.div_ceil(of) * of) as f64;
-        let used = filled(layer.inputs * taps, 4)
-            * filled(depth, ROW)
-            * filled(layer.outputs, ROWS);
+        let used =
+            filled(layer.inputs * taps, 4) * filled(depth, ROW) * filled(layer.outputs, ROWS);
         let waste = layer
             .geometry
             .as_ref()
@@ -114,8 +117,7 @@ impl AmxLayer {
             .map(|g| Image::new(g, layer.groups, layer.inputs));
         let mut weight = Lines::new();
         weight.reserve(layer.groups * blocks * steps * 2 * TILE);
-        let repeat = if image.is_some() { ROWS } else { 1 };
-        let mut start = vec![0i32; layer.groups * blocks * BLOCK * repeat];
+        let mut start = vec![0i32; layer.groups * blocks * BLOCK];
         let mut multiplier = vec![0f32; layer.groups * blocks * BLOCK];
         let bytes = weight.bytes_mut();
         for channel in 0..layer.groups * layer.outputs {
@@ -139,13 +141,14 @@ impl AmxLayer {
                 .fold(0i32, |s, &w| s.wrapping_add(i32::from(w)));
             let slot = block * BLOCK + o % BLOCK;
             let first = layer.bias[channel].wrapping_sub(layer.zero.wrapping_mul(sum));
-            start[slot * repeat..][..repeat].fill(first);
+            start[slot] = first;
             multiplier[slot] = layer.multiplier[channel];
         }
-        let signs = match (layer.dtype == DType::I8, image.is_some()) {
-            (true, _) => Signs::Signed,
-            (false, true) => Signs::SignedUnsigned,
-            (false, false) => Signs::UnsignedSigned,
+        let product = match (layer.dtype == DType::I8, image.is_some()) {
+            (false, false) => Product::UnsignedLeft,
+            (true, false) => Product::SignedLeft,
+            (false, true) => Product::UnsignedRight,
+            (true, true) => Product::SignedRight,
         };
         let (source, direct) = match image {
             None => {
@@ -154,19 +157,19 @@ impl AmxLayer {
                     count: rows,
                     direct,
                 };
-                (source, (0..steps).map(|s| s * ROW).collect())
+                (source, there_and_back((0..steps).map(|s| s * ROW)))
             }
             Some(image) => {
                 let direct = layer.inputs % ROW == 0 && taps > 0;
-                let offsets = image.offsets.iter().step_by(ROWS).copied().collect();
+                let offsets = there_and_back(image.offsets.iter().step_by(ROWS).copied());
                 (Source::Pixels { image, direct }, offsets)
             }
         };
         AmxLayer {
-            packed: (0..steps).map(|s| s * 2 * TILE).collect(),
+            packed: there_and_back((0..steps).map(|s| s * 2 * TILE)),
             layer,
             source,
-            signs,
+            product,
             steps,
             blocks,
             weight,
@@ -245,36 +248,33 @@ impl AmxLayer {
                 let steps = share(self.steps, parts, part);
                 for o in task.outputs.clone() {
                     let block = task.group * self.blocks + o;
-                    let weight = Operand {
-                        base: self.weight.bytes()[block * self.steps * 2 * TILE..].as_ptr(),
-                        offsets: &self.packed[steps.clone()],
-                        second: TILE,
-                        stride: ROW,
-                    };
-                    let activation = Operand {
-                        offsets: &activation.offsets[steps.clone()],
-                        ..activation
+                    // There and back, so that the activations read last are the first again.
+                    let back = (o - task.outputs.start) % 2 == 1;
+                    let first = if back { steps.end - 1 } else { steps.start };
+                    let weights = (block * self.steps + first) * 2 * TILE;
+                    let offsets = if back {
+                        &activation.offsets
+                            [2 * self.steps - steps.end..2 * self.steps - steps.start]
+                    } else {
+                        &activation.offsets[steps.clone()]
                     };
                     let outputs = self.layer.outputs - o * BLOCK > ROWS;
                     let sums = kept.wrapping_add((o - task.outputs.start) * 4 * TILE);
-                    let (start, start_stride) = if part == 0 {
-                        self.start(block)
-                    } else {
-                        let at = |i| sums.wrapping_add(i * TILE).cast_const().cast();
-                        ([at(0), at(1), at(2), at(3)], ROW)
-                    };
-                    let rows = matches!(self.source, Source::Rows { .. });
+                    let advance = 2 * TILE as isize;
                     let block = Block {
-                        left: if rows { activation } else { weight },
-                        right: if rows { weight } else { activation },
-                        signs: self.signs,
-                        pairs: if rows {
-                            (pair, outputs)
-                        } else {
-                            (outputs, pair)
+                        product: self.product,
+                        activations: Activations {
+                            offsets,
+                            ..activation
                         },
-                        start,
-                        start_stride,
+                        weights: self.weight.bytes()[weights..].as_ptr(),
+                        advance: if back { -advance } else { advance },
+                        pairs: (pair, outputs),
+                        start: if part == 0 {
+                            null()
+                        } else {
+                            sums.cast_const().cast()
+                        },
                     };
                     let last = part + 1 == parts;
                     let target = if last {
@@ -303,23 +303,6 @@ impl AmxLayer {
         }
     }
 
-    /// What the sums of a block of outputs start with, and the distance of its rows.
-    fn start(&self, block: usize) -> ([*const i32; 4], usize) {
-        match self.source {
-            // The same row 16 times.
-            Source::Rows { .. } => {
-                let start = &self.start[block * BLOCK..][..BLOCK];
-                let (left, right) = (start.as_ptr(), start[ROWS..].as_ptr());
-                ([left, right, left, right], 0)
-            }
-            Source::Pixels { .. } => {
-                let start = &self.start[block * BLOCK * ROWS..][..BLOCK * ROWS];
-                let (upper, lower) = (start.as_ptr(), start[ROWS * ROWS..].as_ptr());
-                ([upper, upper, lower, lower], ROW)
-            }
-        }
-    }
-
     /// The tiles of a block of activations, and whether there are two a step.
     fn activation<'a>(
         &'a self,
@@ -327,14 +310,14 @@ impl AmxLayer {
         group: usize,
         block: usize,
         pack: &mut Lines,
-    ) -> (Operand<'a>, bool) {
+    ) -> (Activations<'a>, bool) {
         match &self.source {
             Source::Rows { count, direct } => {
                 let width = self.layer.inputs;
                 let rows = block * BLOCK..(*count).min((block + 1) * BLOCK);
                 let x = &x[rows.start * width..rows.end * width];
                 if *direct && rows.len() == BLOCK {
-                    let operand = Operand {
+                    let operand = Activations {
                         base: x.as_ptr(),
                         offsets: &self.direct,
                         second: ROWS * width,
@@ -354,7 +337,7 @@ impl AmxLayer {
                 assert!(start + reach <= x.len(), "the image is too short");
                 let x = &x[start..];
                 if *direct {
-                    let operand = Operand {
+                    let operand = Activations {
                         base: x.as_ptr(),
                         offsets: &self.direct,
                         second: ROW,
@@ -368,8 +351,8 @@ impl AmxLayer {
         }
     }
 
-    fn tiles(&self, pack: &Lines) -> Operand<'_> {
-        Operand {
+    fn tiles(&self, pack: &Lines) -> Activations<'_> {
+        Activations {
             base: pack.bytes().as_ptr(),
             offsets: &self.packed,
             second: TILE,
@@ -388,47 +371,49 @@ impl AmxLayer {
     ) {
         let first = group * self.layer.outputs + outputs * BLOCK;
         let slot = (group * self.blocks + outputs) * BLOCK;
-        let multiplier = &self.multiplier[slot..slot + BLOCK];
         let lanes = BLOCK.min(self.layer.outputs - outputs * BLOCK);
+        let block = Sums {
+            finish: &self.layer.finish,
+            sums,
+            start: &self.start[slot..slot + BLOCK],
+            multiplier: &self.multiplier[slot..slot + BLOCK],
+        };
+        let size = match self.layer.finish {
+            Finish::Requantize { .. } => 1,
+            Finish::Dequantize { .. } => 4,
+        };
         match &self.source {
             Source::Rows { count, .. } => {
+                let pitch = self.layer.outputs;
                 let rows = activations * BLOCK..(*count).min((activations + 1) * BLOCK);
                 let target = Target {
                     out,
-                    size: self.size(),
-                    first: rows.start * self.layer.outputs + first,
-                    pitch: self.layer.outputs,
+                    size,
+                    first: rows.start * pitch + first,
+                    pitch,
                 };
                 // SAFETY: `available` has found the vectors; the sums are four tiles.
-                unsafe {
-                    finish_rows(
-                        &self.layer.finish,
-                        sums,
-                        multiplier,
-                        rows.len(),
-                        lanes,
-                        &target,
-                    );
-                }
+                unsafe { block.rows(rows.len(), lanes, &target) };
             }
             Source::Pixels { image, .. } => {
-                let pixels = self.layer.geometry.as_ref().map_or(0, |g| g.output_len());
-                for half in 0..2 {
-                    let Some(&(mask, start)) = image.tiles.get(activations * 2 + half) else {
-                        continue;
-                    };
-                    let target = Target {
-                        out,
-                        size: self.size(),
-                        first: first * pixels + start,
-                        pitch: pixels,
-                    };
-                    let sums = sums.wrapping_add(half * ROWS * ROWS);
-                    // SAFETY: as above; of the left or right tiles, the second pair follows 512
-                    // numbers behind the first.
-                    unsafe {
-                        finish_pixels(&self.layer.finish, sums, multiplier, lanes, mask, &target);
-                    }
+                let pitch = self.layer.geometry.as_ref().map_or(0, Geometry::output_len);
+                let tiles = &image.tiles[activations * 2..];
+                let target = |start: usize| Target {
+                    out,
+                    size,
+                    first: first * pitch + start,
+                    pitch,
+                };
+                if let [(u16::MAX, start), (u16::MAX, next), ..] = *tiles
+                    && next == start + ROWS
+                {
+                    // SAFETY: as above.
+                    unsafe { block.channels(lanes, &target(start)) };
+                    return;
+                }
+                for (half, &(mask, start)) in tiles.iter().take(2).enumerate() {
+                    // SAFETY: as above.
+                    unsafe { block.pixels(half, lanes, mask, &target(start)) };
                 }
             }
         }
@@ -438,6 +423,11 @@ impl AmxLayer {
 /// The `i`-th of `parts` shares of `count`, as equal as can be.
 fn share(count: usize, parts: usize, i: usize) -> Range<usize> {
     count * i / parts..count * (i + 1) / parts
+}
+
+/// The offsets, and again in the opposite order.
+fn there_and_back(offsets: impl DoubleEndedIterator<Item = usize> + Clone) -> Vec<usize> {
+    offsets.clone().chain(offsets.rev()).collect()
 }
 
 /// Whether 32 rows of activations that are `width` bytes apart, read in their place, stay in the
@@ -477,143 +467,6 @@ fn copy_pixels(x: &[u8], offsets: &[usize], to: &mut [u8]) {
     }
 }
 
-/// Where the sums of a block go: row `r` starts at element `first + r * pitch`.
-struct Target<'a> {
-    out: &'a SharedMut<'a, u8>,
-    size: usize,
-    first: usize,
-    pitch: usize,
-}
-
-impl Target<'_> {
-    /// The address of `len` elements of a row.
-    #[inline(always)]
-    fn row(&self, row: usize, skip: usize, len: usize) -> *mut u8 {
-        let at = (self.first + row * self.pitch + skip) * self.size;
-        assert!(at + len * self.size <= self.out.len());
-        self.out.at(at)
-    }
-}
-
-mod vectors {
-    //! From sums to outputs, sixteen at a time.
-
-    use std::arch::x86_64::{
-        __m512, __m512i, _MM_FROUND_NO_EXC, _MM_FROUND_TO_NEAREST_INT, _mm_mask_storeu_epi8,
-        _mm512_add_epi32, _mm512_cvt_roundps_epi32, _mm512_cvtepi32_epi8, _mm512_cvtepi32_ps,
-        _mm512_loadu_ps, _mm512_loadu_si512, _mm512_mask_storeu_ps, _mm512_maskz_compress_epi32,
-        _mm512_max_ps, _mm512_min_ps, _mm512_mul_ps, _mm512_set1_epi32, _mm512_set1_ps,
-        _mm512_setzero_ps,
-    };
-
-    use super::super::{ROWS, TILE};
-    use super::{Finish, Target};
-
-    /// Writes the lanes of a mask.
-    ///
-    /// Clamping a float to integers before it is rounded gives the same as clamping after, and
-    /// cannot overflow; the multipliers are finite, so that there is no NaN.
-    ///
-    /// # Safety
-    /// The processor has the features; the lanes of the mask can be written at `to`.
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-    unsafe fn put(finish: &Finish, sums: __m512i, multiplier: __m512, mask: u16, to: *mut u8) {
-        const NEAREST: i32 = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
-        let scaled = _mm512_mul_ps(_mm512_cvtepi32_ps(sums), multiplier);
-        match *finish {
-            Finish::Requantize { zero, low, high } => {
-                let scaled = _mm512_max_ps(scaled, _mm512_set1_ps((low - zero) as f32));
-                let scaled = _mm512_min_ps(scaled, _mm512_set1_ps((high - zero) as f32));
-                let rounded = _mm512_cvt_roundps_epi32::<NEAREST>(scaled);
-                let bytes = _mm512_cvtepi32_epi8(_mm512_add_epi32(rounded, _mm512_set1_epi32(zero)));
-                // SAFETY: as the caller vouches.
-                unsafe { _mm_mask_storeu_epi8(to.cast(), mask, bytes) };
-            }
-            Finish::Dequantize { relu } => {
-                let scaled = if relu {
-                    // The second operand where the first is a NaN.
-                    _mm512_max_ps(scaled, _mm512_setzero_ps())
-                } else {
-                    scaled
-                };
-                // SAFETY: as the caller vouches; the output is aligned for its type.
-                unsafe { _mm512_mask_storeu_ps(to.cast(), mask, scaled) };
-            }
-        }
-    }
-
-    /// The lowest `n` lanes.
-    fn lanes(n: usize) -> u16 {
-        if n >= 16 { u16::MAX } else { (1 << n) - 1 }
-    }
-
-    /// Finishes four tiles whose columns are outputs.
-    ///
-    /// # Safety
-    /// The processor has the features; `sums` has four tiles.
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-    pub(super) unsafe fn finish_rows(
-        finish: &Finish,
-        sums: *const i32,
-        multiplier: &[f32],
-        rows: usize,
-        outputs: usize,
-        target: &Target<'_>,
-    ) {
-        for half in 0..outputs.div_ceil(ROWS) {
-            let lane = half * ROWS;
-            let count = (outputs - lane).min(ROWS);
-            let multiplier = &multiplier[lane..lane + ROWS];
-            // SAFETY: 16 numbers.
-            let scale = unsafe { _mm512_loadu_ps(multiplier.as_ptr()) };
-            for row in 0..rows {
-                let tile = row / ROWS * 2 + half;
-                let at = sums.wrapping_add(tile * (TILE / 4) + row % ROWS * ROWS);
-                // SAFETY: a row of one of the four tiles; `row` has found room for the lanes.
-                unsafe {
-                    let sums = _mm512_loadu_si512(at.cast());
-                    put(finish, sums, scale, lanes(count), target.row(row, lane, count));
-                }
-            }
-        }
-    }
-
-    /// Finishes two tiles whose rows are outputs, 512 numbers apart, of which the pixels of a
-    /// mask are stored side by side.
-    ///
-    /// # Safety
-    /// The processor has the features; `sums` has the two tiles.
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-    pub(super) unsafe fn finish_pixels(
-        finish: &Finish,
-        sums: *const i32,
-        multiplier: &[f32],
-        outputs: usize,
-        mask: u16,
-        target: &Target<'_>,
-    ) {
-        let count = mask.count_ones() as usize;
-        if count == 0 {
-            return;
-        }
-        for row in 0..outputs {
-            let at = sums.wrapping_add(row / ROWS * 2 * (TILE / 4) + row % ROWS * ROWS);
-            // SAFETY: a row of one of the two tiles; `row` has found room for the lanes.
-            unsafe {
-                let mut sums = _mm512_loadu_si512(at.cast());
-                if mask != u16::MAX {
-                    sums = _mm512_maskz_compress_epi32(mask, sums);
-                }
-                let scale = _mm512_set1_ps(multiplier[row]);
-                put(finish, sums, scale, lanes(count), target.row(row, 0, count));
-            }
-        }
-    }
-}
-
-use vectors::{finish_pixels, finish_rows};
-
 impl Kernel for AmxLayer {
     fn name(&self) -> String {
         self.layer.name()
@@ -636,7 +489,12 @@ impl Kernel for AmxLayer {
             let mut laid = IMAGE.take();
             laid.reserve(image.len);
             let bytes = laid.bytes_mut();
-            image.lay_out(&x[n * input..][..input], self.layer.zero as u8, threads, bytes);
+            image.lay_out(
+                &x[n * input..][..input],
+                self.layer.zero as u8,
+                threads,
+                bytes,
+            );
             self.compute(bytes, out, threads);
             IMAGE.set(laid);
         };
