@@ -40,7 +40,8 @@ pub(crate) fn available() -> bool {
     *AVAILABLE.get_or_init(|| {
         let vectors = is_x86_feature_detected!("avx512f")
             && is_x86_feature_detected!("avx512bw")
-            && is_x86_feature_detected!("avx512vl");
+            && is_x86_feature_detected!("avx512vl")
+            && is_x86_feature_detected!("avx512vbmi2");
         vectors && has_tiles() && permitted()
     })
 }

@@ -462,7 +462,7 @@ impl IntLayer {
                 for o in 0..self.lanes(first) {
                     let v = sums[o] as f32 * self.multiplier[slot + o];
                     // 0 where it is a NaN.
-                    let v = if relu && !(v > 0.0) { 0.0 } else { v };
+                    let v = if !relu || v > 0.0 { v } else { 0.0 };
                     let place = if rows {
                         (at + p) * width + first + o
                     } else {

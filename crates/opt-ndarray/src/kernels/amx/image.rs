@@ -101,6 +101,15 @@ impl Image {
         }
     }
 
+    /// Which of a block's pixels are stored, and the output pixel of the first of them. Stored
+    /// pixels follow each other in the output.
+    pub(super) fn block(&self, block: usize) -> (u32, usize) {
+        let (left, start) = self.tiles[block * 2];
+        let (right, next) = self.tiles.get(block * 2 + 1).copied().unwrap_or_default();
+        let start = if left == 0 { next } else { start };
+        (u32::from(left) | u32::from(right) << 16, start)
+    }
+
     /// How many pixels are computed for one that is stored.
     pub(super) fn waste(&self) -> f64 {
         let stored = self.geometry.output_len().max(1);

@@ -15,7 +15,7 @@ use opt_core::{DType, Result};
 use super::super::conv::Geometry;
 use super::super::int8::{Finish, Layer};
 use super::super::{Arg, Kernel, Out, RunCx, SharedMut, parallel};
-use super::finish::{Sums, Target};
+use super::finish::{Sums, Target, lowest};
 use super::image::{Image, PIXELS};
 use super::{Activations, Block, Lines, Product, ROW, ROWS, TILE, Tiles};
 
@@ -41,7 +41,7 @@ enum Source {
     /// Rows of bytes; straight from memory where `direct`, except for the last rows.
     Rows { count: usize, direct: bool },
     /// Pixels of an image; straight from it where each step reads quads of one tap.
-    Pixels { image: Image, direct: bool },
+    Pixels { image: Box<Image>, direct: bool },
 }
 
 /// A layer, packed.
@@ -114,7 +114,7 @@ impl AmxLayer {
         let image = layer
             .geometry
             .as_ref()
-            .map(|g| Image::new(g, layer.groups, layer.inputs));
+            .map(|g| Box::new(Image::new(g, layer.groups, layer.inputs)));
         let mut weight = Lines::new();
         weight.reserve(layer.groups * blocks * steps * 2 * TILE);
         let mut start = vec![0i32; layer.groups * blocks * BLOCK];
@@ -152,7 +152,8 @@ impl AmxLayer {
         };
         let (source, direct) = match image {
             None => {
-                let direct = layer.inputs > 0 && layer.inputs % ROW == 0 && spread(layer.inputs);
+                let direct =
+                    layer.inputs > 0 && layer.inputs.is_multiple_of(ROW) && spread(layer.inputs);
                 let source = Source::Rows {
                     count: rows,
                     direct,
@@ -160,7 +161,7 @@ impl AmxLayer {
                 (source, there_and_back((0..steps).map(|s| s * ROW)))
             }
             Some(image) => {
-                let direct = layer.inputs % ROW == 0 && taps > 0;
+                let direct = layer.inputs.is_multiple_of(ROW) && taps > 0;
                 let offsets = there_and_back(image.offsets.iter().step_by(ROWS).copied());
                 (Source::Pixels { image, direct }, offsets)
             }
@@ -393,28 +394,19 @@ impl AmxLayer {
                     pitch,
                 };
                 // SAFETY: `available` has found the vectors; the sums are four tiles.
-                unsafe { block.rows(rows.len(), lanes, &target) };
+                unsafe { block.block::<false>(rows.len(), lowest(lanes), &target) };
             }
             Source::Pixels { image, .. } => {
                 let pitch = self.layer.geometry.as_ref().map_or(0, Geometry::output_len);
-                let tiles = &image.tiles[activations * 2..];
-                let target = |start: usize| Target {
+                let (columns, start) = image.block(activations);
+                let target = Target {
                     out,
                     size,
                     first: first * pitch + start,
                     pitch,
                 };
-                if let [(u16::MAX, start), (u16::MAX, next), ..] = *tiles
-                    && next == start + ROWS
-                {
-                    // SAFETY: as above.
-                    unsafe { block.channels(lanes, &target(start)) };
-                    return;
-                }
-                for (half, &(mask, start)) in tiles.iter().take(2).enumerate() {
-                    // SAFETY: as above.
-                    unsafe { block.pixels(half, lanes, mask, &target(start)) };
-                }
+                // SAFETY: as above.
+                unsafe { block.block::<true>(lanes, columns, &target) };
             }
         }
     }
