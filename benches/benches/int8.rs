@@ -21,7 +21,7 @@ use opt_core::{
 use opt_ndarray::{IntPath, NdarrayBackend};
 
 /// How long a case runs.
-const TIME: Duration = Duration::from_millis(400);
+const TIME: Duration = Duration::from_millis(300);
 
 enum Layer {
     /// `[m, k] x [k, n]`

@@ -13,7 +13,7 @@ import onnx
 import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 
-SECONDS = 0.4
+SECONDS = 0.3
 
 PRODUCTS = [
     ("matmul 1024x1024x1024", 1024, 1024, 1024),
