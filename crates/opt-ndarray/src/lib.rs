@@ -55,6 +55,8 @@ use std::sync::{Arc, Mutex};
 
 use opt_core::{Backend, CompileSpec, Error, ErrorKind, Executable, Graph, Result};
 
+#[cfg(target_arch = "x86_64")]
+pub use kernels::amx::amx_peak;
 pub use kernels::int8::IntPath;
 use session::CpuExecutable;
 

@@ -197,8 +197,16 @@ fn integer_kernels_run_and_all_paths_agree_bit_for_bit() {
             .to_vec()
     };
     let reference = run(IntPath::Portable, 1);
-    assert_eq!(run(IntPath::Auto, 1), reference);
-    assert_eq!(run(IntPath::Auto, 2), reference);
+    for path in [IntPath::Auto, IntPath::Amx, IntPath::Vnni] {
+        if path.is_available() {
+            assert_eq!(run(path, 1), reference, "{path:?}");
+            assert_eq!(run(path, 2), reference, "{path:?}");
+        } else {
+            let backend = NdarrayBackend::new().int_path(path);
+            let error = backend.compile(&int8, &spec).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Unsupported, "{path:?}: {error}");
+        }
+    }
 }
 
 /// A configuration with weights of 2 bits.

@@ -36,6 +36,7 @@ pub(crate) fn compile_with(
     fusion: bool,
     ints: IntPath,
 ) -> Result<Plan> {
+    ints.check()?;
     let graph = graph.bind(&spec.bindings)?;
     let mut ir = Ir::new(&graph)?;
     let costs = costs(&graph)?;

@@ -12,7 +12,7 @@ use opt_core::{DType, Result, Tensor, TensorType};
 
 use super::plan::{Id, Ir, Kind, Lowered, Step};
 use crate::kernels::conv::Geometry;
-use crate::kernels::int8::{Finish, IntLayer, IntPath, Layer};
+use crate::kernels::int8::{self, Finish, IntPath, Layer};
 use crate::kernels::{CompileCx, Kernel};
 
 #[derive(Debug)]
@@ -23,7 +23,7 @@ struct LoweredLayer {
 
 impl Lowered for LoweredLayer {
     fn compile(&self, _: &CompileCx<'_>) -> Result<Box<dyn Kernel>> {
-        Ok(Box::new(IntLayer::new(self.layer.clone(), self.rows)))
+        Ok(int8::compile(self.layer.clone(), self.rows))
     }
 
     fn bytes(&self) -> usize {

@@ -11,20 +11,54 @@
 
 use std::cell::RefCell;
 
-use opt_core::{DType, Result};
+use opt_core::{DType, Error, Result};
 
 use super::conv::Geometry;
 use super::{Arg, Kernel, Out, RunCx, parallel_chunks};
 
-/// Which integer kernels a backend uses.
+/// Which integer kernels a backend uses. All give the same results bit for bit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum IntPath {
-    /// The fastest that the processor has.
+    /// For each layer the fastest that the processor has.
     #[default]
     Auto,
+    /// Products of tiles in AMX registers: Intel processors from 2023 on, under Linux.
+    Amx,
+    /// 8-bit dot products on 512-bit vectors (AVX-512 VNNI).
+    Vnni,
     /// Plain loops: the reference that every other path equals bit for bit.
     Portable,
+}
+
+impl IntPath {
+    /// Whether this processor, under this operating system, can run it.
+    ///
+    /// A backend with a path that is not available fails to compile a graph.
+    ///
+    /// ```
+    /// use opt_ndarray::IntPath;
+    ///
+    /// assert!(IntPath::Auto.is_available() && IntPath::Portable.is_available());
+    /// ```
+    pub fn is_available(self) -> bool {
+        match self {
+            IntPath::Auto | IntPath::Portable => true,
+            IntPath::Amx => has_amx(),
+            IntPath::Vnni => has_vnni(),
+        }
+    }
+
+    /// Fails if the path is not available.
+    pub(crate) fn check(self) -> Result<()> {
+        if self.is_available() {
+            return Ok(());
+        }
+        Err(Error::unsupported(format!(
+            "the integer kernels IntPath::{self:?}: this processor or operating system does not \
+             have the instructions; IntPath::Auto takes the fastest that it has"
+        )))
+    }
 }
 
 /// Outputs of a block: the lanes of a 512-bit vector.
@@ -67,6 +101,46 @@ pub(crate) struct Layer {
     pub(crate) path: IntPath,
 }
 
+impl Layer {
+    /// Entries of the kernel.
+    pub(crate) fn taps(&self) -> usize {
+        self.geometry.as_ref().map_or(1, Geometry::taps)
+    }
+
+    /// What it is, for profiles.
+    pub(crate) fn name(&self) -> String {
+        let op = if self.geometry.is_some() {
+            "int conv"
+        } else {
+            "int matmul"
+        };
+        match self.finish {
+            Finish::Requantize { .. } => format!("{op}+requantize"),
+            Finish::Dequantize { .. } => format!("{op}+dequantize"),
+        }
+    }
+}
+
+/// Packs a layer whose inputs are `rows` pixels (for a matrix product) or images.
+pub(crate) fn compile(layer: Layer, rows: usize) -> Box<dyn Kernel> {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use super::amx::layer::AmxLayer;
+        let wanted = match layer.path {
+            IntPath::Amx => true,
+            IntPath::Auto => has_amx() && AmxLayer::suits(&layer),
+            IntPath::Vnni | IntPath::Portable => false,
+        };
+        // Tiles are finished without a thought for NaN, which comes of a multiplier only.
+        let plain = matches!(layer.finish, Finish::Dequantize { .. })
+            || layer.multiplier.iter().all(|m| m.is_finite());
+        if wanted && plain {
+            return Box::new(AmxLayer::new(layer, rows));
+        }
+    }
+    Box::new(IntLayer::new(layer, rows))
+}
+
 /// A run of bytes of a patch: where it starts relative to the patch, in groups of four bytes.
 #[derive(Debug, Clone, Copy)]
 struct Run {
@@ -90,6 +164,18 @@ pub(crate) struct IntLayer {
     /// Height, width and padding of the laid-out image; a matrix product has rows of pixels.
     padded: (usize, usize),
     vector: bool,
+}
+
+/// Whether the processor has products of tiles of bytes that this process may use.
+fn has_amx() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    {
+        super::amx::available()
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    {
+        false
+    }
 }
 
 /// Whether the processor has 8-bit dot products on 512-bit vectors.
@@ -193,7 +279,7 @@ impl IntLayer {
             }
         }
         IntLayer {
-            vector: layer.path == IntPath::Auto && has_vnni(),
+            vector: layer.path != IntPath::Portable && has_vnni(),
             layer,
             runs: shape,
             quads,
@@ -375,7 +461,8 @@ impl IntLayer {
             for (p, sums) in sums.iter().enumerate() {
                 for o in 0..self.lanes(first) {
                     let v = sums[o] as f32 * self.multiplier[slot + o];
-                    let v = if relu { v.max(0.0) } else { v };
+                    // 0 where it is a NaN.
+                    let v = if !relu || v > 0.0 { v } else { 0.0 };
                     let place = if rows {
                         (at + p) * width + first + o
                     } else {
@@ -416,15 +503,7 @@ crate::kernels::lanes::by_isa! {
 
 impl Kernel for IntLayer {
     fn name(&self) -> String {
-        let op = if self.layer.geometry.is_some() {
-            "int conv"
-        } else {
-            "int matmul"
-        };
-        match self.layer.finish {
-            Finish::Requantize { .. } => format!("{op}+requantize"),
-            Finish::Dequantize { .. } => format!("{op}+dequantize"),
-        }
+        self.layer.name()
     }
 
     fn run(&self, args: &[Arg<'_>], outs: &mut [Out<'_>], cx: &mut RunCx<'_>) -> Result<()> {
@@ -459,3 +538,6 @@ impl Kernel for IntLayer {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;

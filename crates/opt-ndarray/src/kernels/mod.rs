@@ -3,6 +3,8 @@
 //! Each family has a `compile` function that turns an op, with the types of a node, into a
 //! [`Kernel`] with everything precomputed that does not depend on the inputs' content.
 
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod amx;
 mod attention;
 pub(crate) mod conv;
 mod convert;
@@ -237,6 +239,11 @@ impl<'a, T> SharedMut<'a, T> {
             len: slice.len(),
             _slice: PhantomData,
         }
+    }
+
+    /// How many elements there are.
+    pub(crate) fn len(&self) -> usize {
+        self.len
     }
 
     /// A pointer to the element at an index.

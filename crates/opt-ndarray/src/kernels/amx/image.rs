@@ -1,0 +1,175 @@
+//! An image as the right operand of tile products.
+//!
+//! Channels are laid out in quads, four bytes a pixel, so that 16 neighbouring pixels of a quad
+//! are a tile's row. A stride splits the image into phases: the pixels `(y, x)` with the same
+//! `y % stride` and `x % stride`, one plane each. Then the output pixel with the linear index `q`
+//! (rows as wide as a plane) finds its input for one entry of the kernel at `q` plus a constant,
+//! and a tile is 16 neighbouring `q`. Those `q` that lie beyond the end of an output row are
+//! computed and not stored.
+
+use super::super::conv::Geometry;
+use super::super::{SharedMut, lanes, parallel};
+use super::ROW;
+
+/// Pixels of a block: two tiles.
+pub(super) const PIXELS: usize = 32;
+
+/// How an image is laid out, and where a convolution finds its operand in it.
+#[derive(Debug)]
+pub(super) struct Image {
+    geometry: Geometry,
+    groups: usize,
+    /// Channels of a group.
+    channels: usize,
+    pub(super) quads: usize,
+    width: usize,
+    /// Bytes of a plane.
+    plane: usize,
+    /// The phases that the kernel reads.
+    phases: Vec<(usize, usize)>,
+    /// Bytes of all phases of a quad. An odd number of cache lines, so that the rows of a tile do
+    /// not fall into the same set of the cache.
+    pub(super) pitch: usize,
+    /// For each entry of the kernel and quad (the quads fastest) the offset of pixel 0.
+    pub(super) offsets: Vec<usize>,
+    /// For each tile which of its pixels are stored, and the output pixel of the first of them.
+    pub(super) tiles: Vec<(u16, usize)>,
+    /// Bytes of a laid-out image.
+    pub(super) len: usize,
+}
+
+impl Image {
+    pub(super) fn new(geometry: &Geometry, groups: usize, channels: usize) -> Image {
+        let g = geometry;
+        let extent = |axis: usize| {
+            let kernel = (g.kernel[axis] - 1) * g.dilation[axis] + 1;
+            let reach = (g.output[axis].max(1) - 1) * g.stride[axis] + kernel;
+            reach
+                .max(g.input[axis] + g.pad[axis])
+                .div_ceil(g.stride[axis])
+        };
+        let (height, width) = (extent(1), extent(2));
+        let plane = height * width * 4;
+        let quads = channels.div_ceil(4);
+        let taps = (0..g.kernel[1])
+            .flat_map(|y| (0..g.kernel[2]).map(move |x| (y * g.dilation[1], x * g.dilation[2])));
+        let (sy, sx) = (g.stride[1], g.stride[2]);
+        let mut phases: Vec<(usize, usize)> = Vec::new();
+        let mut places = Vec::new();
+        for (y, x) in taps {
+            let phase = (y % sy, x % sx);
+            let slot = phases.iter().position(|&p| p == phase).unwrap_or_else(|| {
+                phases.push(phase);
+                phases.len() - 1
+            });
+            places.push(slot * plane + (y / sy * width + x / sx) * 4);
+        }
+        let pitch = ((phases.len() * plane).div_ceil(ROW) | 1) * ROW;
+        let offsets: Vec<usize> = places
+            .iter()
+            .flat_map(|&place| (0..quads).map(move |quad| quad * pitch + place))
+            .collect();
+        let (rows, row) = (g.output[1], g.output[2]);
+        let linear = if rows * row == 0 {
+            0
+        } else {
+            (rows - 1) * width + row
+        };
+        let tiles: Vec<(u16, usize)> = (0..linear.div_ceil(16))
+            .map(|t| {
+                let pixels = (t * 16..linear.min(t * 16 + 16)).filter(|q| q % width < row);
+                let mask = pixels.clone().fold(0, |m, q| m | 1 << (q - t * 16));
+                let first = pixels.clone().next().unwrap_or(0);
+                (mask, first / width * row + first % width)
+            })
+            .collect();
+        // A plane's last pixels are followed by those of the next, the last plane's by room for
+        // the pixels of all blocks, since an offset lies within its quad's planes.
+        let len = groups * quads * pitch + tiles.len().div_ceil(2) * PIXELS * 4;
+        Image {
+            geometry: g.clone(),
+            groups,
+            channels,
+            quads,
+            width,
+            plane,
+            phases,
+            pitch,
+            offsets,
+            tiles,
+            len,
+        }
+    }
+
+    /// Which of a block's pixels are stored, and the output pixel of the first of them. Stored
+    /// pixels follow each other in the output.
+    pub(super) fn block(&self, block: usize) -> (u32, usize) {
+        let (left, start) = self.tiles[block * 2];
+        let (right, next) = self.tiles.get(block * 2 + 1).copied().unwrap_or_default();
+        let start = if left == 0 { next } else { start };
+        (u32::from(left) | u32::from(right) << 16, start)
+    }
+
+    /// How many pixels are computed for one that is stored.
+    pub(super) fn waste(&self) -> f64 {
+        let stored = self.geometry.output_len().max(1);
+        (self.tiles.len() * 16) as f64 / stored as f64
+    }
+
+    /// Lays an image out, with `zero` around it.
+    pub(super) fn lay_out(&self, x: &[u8], zero: u8, threads: usize, out: &mut [u8]) {
+        let count = self.groups * self.quads;
+        let shared = SharedMut::new(&mut out[..count * self.pitch]);
+        parallel(threads, count, |i| {
+            #[expect(unsafe_code, reason = "tasks write disjoint parts")]
+            // SAFETY: each quad has its own part.
+            let out = unsafe { shared.part(i * self.pitch..(i + 1) * self.pitch) };
+            self.quad(x, i / self.quads, i % self.quads, zero, out);
+        });
+    }
+
+    fn quad(&self, x: &[u8], group: usize, quad: usize, zero: u8, out: &mut [u8]) {
+        let g = &self.geometry;
+        let (height, width) = (g.input[1], g.input[2]);
+        let first = group * self.channels + quad * 4;
+        let count = (self.channels - quad * 4).min(4);
+        out.fill(zero);
+        for y in 0..height {
+            let row = |c: usize| {
+                // Bytes of missing channels meet weights of zero.
+                let channel = first + c.min(count - 1);
+                &x[(channel * height + y) * width..][..width]
+            };
+            let rows = [row(0), row(1), row(2), row(3)];
+            let at = y + g.pad[1];
+            for (slot, &(py, px)) in self.phases.iter().enumerate() {
+                if at % g.stride[1] != py {
+                    continue;
+                }
+                let start = slot * self.plane + at / g.stride[1] * self.width * 4;
+                let target = &mut out[start..start + self.width * 4];
+                if g.stride[2] == 1 {
+                    interleave(rows, &mut target[g.pad[2] * 4..][..width * 4]);
+                    continue;
+                }
+                let skip = (px + g.stride[2] - g.pad[2] % g.stride[2]) % g.stride[2];
+                for i in (skip..width).step_by(g.stride[2]) {
+                    let pixel = (i + g.pad[2]) / g.stride[2];
+                    for c in 0..4 {
+                        target[pixel * 4 + c] = rows[c][i];
+                    }
+                }
+            }
+        }
+    }
+}
+
+lanes::by_isa! {
+    /// Four rows of bytes as one row of quads.
+    fn interleave(rows: [&[u8]; 4], out: &mut [u8]) = |_FMA| {
+        let [a, b, c, d] = rows;
+        for ((((to, &a), &b), &c), &d) in out.chunks_exact_mut(4).zip(a).zip(b).zip(c).zip(d) {
+            to.copy_from_slice(&u32::from_le_bytes([a, b, c, d]).to_le_bytes());
+        }
+    }
+}

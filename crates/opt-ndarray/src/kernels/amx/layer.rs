@@ -1,0 +1,508 @@
+//! Integer layers on tile products.
+//!
+//! A matrix product has its rows of activations as the left operand, read where they lie or
+//! copied into tiles, and its weights as the right one. A convolution has its weights as the left
+//! operand and the pixels of a laid-out [`Image`] as the right one, so that a tile of sums is
+//! already 16 channels by 16 pixels, as the output has them. Either way a block of 32 rows or
+//! pixels stays in the first-level cache while the weights of 32 outputs after the other pass by.
+
+use std::cell::RefCell;
+use std::ops::Range;
+use std::ptr::null;
+
+use opt_core::{DType, Result};
+
+use super::super::conv::Geometry;
+use super::super::int8::{Finish, Layer};
+use super::super::{Arg, Kernel, Out, RunCx, SharedMut, parallel};
+use super::finish::{Sums, Target, lowest};
+use super::image::{Image, PIXELS};
+use super::{Activations, Block, Lines, Product, ROW, ROWS, TILE, Tiles};
+
+/// Outputs, and rows or pixels, of a block of sums.
+const BLOCK: usize = 2 * ROWS;
+
+/// Steps of 64 bytes for which the block of activations (2 KiB a step) stays in the first-level
+/// cache; longer sums go to memory in between.
+const STEPS: usize = 16;
+
+/// Bytes of weights that stay in the second-level cache while activations pass by.
+const WEIGHTS: usize = 1 << 20;
+
+/// Blocks of sums that a task keeps between the parts of a long sum.
+const KEPT: usize = 32;
+
+/// Multiply-adds from which a second thread is worth its start.
+const PARALLEL: usize = 1 << 23;
+
+/// Where the activations are read.
+#[derive(Debug)]
+enum Source {
+    /// Rows of bytes; straight from memory where `direct`, except for the last rows.
+    Rows { count: usize, direct: bool },
+    /// Pixels of an image; straight from it where each step reads quads of one tap.
+    Pixels { image: Box<Image>, direct: bool },
+}
+
+/// A layer, packed.
+#[derive(Debug)]
+pub(crate) struct AmxLayer {
+    layer: Layer,
+    source: Source,
+    product: Product,
+    /// Steps of 64 bytes of a sum.
+    steps: usize,
+    /// Blocks of outputs of a group.
+    blocks: usize,
+    /// For each group, block and step two tiles.
+    weight: Lines,
+    /// Offsets of the steps in packed tiles, there and back.
+    packed: Vec<usize>,
+    /// Offsets of the steps in the activations where they are read directly, there and back.
+    direct: Vec<usize>,
+    /// What is added to the sums, one an output, padded to blocks:
+    /// `bias - zero * sum(weight)`.
+    start: Vec<i32>,
+    /// One an output, padded to blocks.
+    multiplier: Vec<f32>,
+}
+
+/// What a thread works with.
+struct Work {
+    /// A block of activations as tiles.
+    pack: Lines,
+    /// Blocks of unfinished sums.
+    sums: Lines,
+    /// Two blocks of sums: one to finish, one that the unit is working on.
+    stage: Lines,
+}
+
+/// A part of a layer that one thread computes.
+struct Task {
+    group: usize,
+    /// Blocks of rows or pixels.
+    activations: Range<usize>,
+    /// Blocks of outputs.
+    outputs: Range<usize>,
+}
+
+impl AmxLayer {
+    /// Whether tiles hold enough of a layer to be faster than vectors.
+    pub(crate) fn suits(layer: &Layer) -> bool {
+        let taps = layer.taps();
+        let depth = taps * layer.inputs.div_ceil(4) * 4;
+        let filled = |n: usize, of: usize| n as f64 / (n.div_ceil(of) * of) as f64;
+        let used =
+            filled(layer.inputs * taps, 4) * filled(depth, ROW) * filled(layer.outputs, ROWS);
+        let waste = layer
+            .geometry
+            .as_ref()
+            .map_or(1.0, |g| Image::new(g, 1, 1).waste());
+        used / waste >= 1.0 / 8.0
+    }
+
+    /// Packs a layer whose inputs are `rows` pixels (for a matrix product) or images.
+    ///
+    /// # Panics
+    /// If the processor has no AMX.
+    pub(crate) fn new(layer: Layer, rows: usize) -> AmxLayer {
+        assert!(super::available(), "the processor has no AMX");
+        let taps = layer.taps();
+        let quads = layer.inputs.div_ceil(4);
+        let steps = (taps * quads).div_ceil(ROWS).max(1);
+        let blocks = layer.outputs.div_ceil(BLOCK);
+        let image = layer
+            .geometry
+            .as_ref()
+            .map(|g| Box::new(Image::new(g, layer.groups, layer.inputs)));
+        let mut weight = Lines::new();
+        weight.reserve(layer.groups * blocks * steps * 2 * TILE);
+        let mut start = vec![0i32; layer.groups * blocks * BLOCK];
+        let mut multiplier = vec![0f32; layer.groups * blocks * BLOCK];
+        let bytes = weight.bytes_mut();
+        for channel in 0..layer.groups * layer.outputs {
+            let (group, o) = (channel / layer.outputs, channel % layer.outputs);
+            let block = group * blocks + o / BLOCK;
+            let source = &layer.weight[channel * layer.inputs * taps..][..layer.inputs * taps];
+            for (i, &w) in source.iter().enumerate() {
+                let (c, tap) = (i / taps, i % taps);
+                let quad = tap * quads + c / 4;
+                let tile = (block * steps + quad / ROWS) * 2 + o % BLOCK / ROWS;
+                let (row, lane, byte) = (o % ROWS, quad % ROWS, c % 4);
+                let at = if image.is_some() {
+                    row * ROW + lane * 4 + byte
+                } else {
+                    lane * ROW + row * 4 + byte
+                };
+                bytes[tile * TILE + at] = w as u8;
+            }
+            let sum = source
+                .iter()
+                .fold(0i32, |s, &w| s.wrapping_add(i32::from(w)));
+            let slot = block * BLOCK + o % BLOCK;
+            let first = layer.bias[channel].wrapping_sub(layer.zero.wrapping_mul(sum));
+            start[slot] = first;
+            multiplier[slot] = layer.multiplier[channel];
+        }
+        let product = match (layer.dtype == DType::I8, image.is_some()) {
+            (false, false) => Product::UnsignedLeft,
+            (true, false) => Product::SignedLeft,
+            (false, true) => Product::UnsignedRight,
+            (true, true) => Product::SignedRight,
+        };
+        let (source, direct) = match image {
+            None => {
+                let direct =
+                    layer.inputs > 0 && layer.inputs.is_multiple_of(ROW) && spread(layer.inputs);
+                let source = Source::Rows {
+                    count: rows,
+                    direct,
+                };
+                (source, there_and_back((0..steps).map(|s| s * ROW)))
+            }
+            Some(image) => {
+                let direct = layer.inputs.is_multiple_of(ROW) && taps > 0;
+                let offsets = there_and_back(image.offsets.iter().step_by(ROWS).copied());
+                (Source::Pixels { image, direct }, offsets)
+            }
+        };
+        AmxLayer {
+            packed: there_and_back((0..steps).map(|s| s * 2 * TILE)),
+            layer,
+            source,
+            product,
+            steps,
+            blocks,
+            weight,
+            direct,
+            start,
+            multiplier,
+        }
+    }
+
+    /// Blocks of rows or pixels.
+    fn activations(&self) -> usize {
+        match &self.source {
+            Source::Rows { count, .. } => count.div_ceil(BLOCK),
+            Source::Pixels { image, .. } => image.tiles.len().div_ceil(2),
+        }
+    }
+
+    /// The tasks of an image, or of all rows, for a number of threads.
+    fn tasks(&self, threads: usize) -> (usize, impl Fn(usize) -> Task + Sync) {
+        let acts = self.activations();
+        let work = acts * self.blocks * self.steps * 4 * TILE * ROWS * self.layer.groups;
+        let pieces = if threads <= 1 || work < PARALLEL {
+            1
+        } else {
+            2 * threads
+        };
+        let fitting = WEIGHTS / (self.steps * 2 * TILE);
+        let fitting = fitting.clamp(1, KEPT);
+        let parts = self.blocks.div_ceil(fitting);
+        let halves = pieces.div_ceil(parts * self.layer.groups).min(acts).max(1);
+        let parts = parts.max(pieces.div_ceil(halves * self.layer.groups).min(self.blocks));
+        let blocks = self.blocks;
+        let task = move |i: usize| Task {
+            group: i / (parts * halves),
+            activations: share(acts, halves, i % halves),
+            outputs: share(blocks, parts, i / halves % parts),
+        };
+        (self.layer.groups * parts * halves, task)
+    }
+
+    /// Bytes of an output element.
+    fn size(&self) -> usize {
+        match self.layer.finish {
+            Finish::Requantize { .. } => 1,
+            Finish::Dequantize { .. } => 4,
+        }
+    }
+
+    /// Computes the outputs of an image, or of all rows: `x` is laid out, `out` as it will be.
+    fn compute(&self, x: &[u8], out: &mut [u8], threads: usize) {
+        thread_local!(static WORK: RefCell<Work> = const {
+            RefCell::new(Work { pack: Lines::new(), sums: Lines::new(), stage: Lines::new() })
+        });
+        let out = SharedMut::new(out);
+        let (count, task) = self.tasks(threads);
+        parallel(threads, count, |i| {
+            WORK.with_borrow_mut(|work| self.task(x, &out, &task(i), work));
+        });
+    }
+
+    fn task(&self, x: &[u8], out: &SharedMut<'_, u8>, task: &Task, work: &mut Work) {
+        let parts = self.steps.div_ceil(STEPS);
+        work.pack.reserve(self.steps * 2 * TILE);
+        work.stage.reserve(2 * 4 * TILE);
+        if parts > 1 {
+            work.sums.reserve(task.outputs.len() * 4 * TILE);
+        }
+        let stage = work.stage.bytes_mut().as_mut_ptr();
+        let kept = work.sums.bytes_mut().as_mut_ptr();
+        let mut turn = 0;
+        let mut waiting = None;
+        let tiles = Tiles::configure();
+        for a in task.activations.clone() {
+            let (activation, pair) = self.activation(x, task.group, a, &mut work.pack);
+            for part in 0..parts {
+                let steps = share(self.steps, parts, part);
+                for o in task.outputs.clone() {
+                    let block = task.group * self.blocks + o;
+                    // There and back, so that the activations read last are the first again.
+                    let back = (o - task.outputs.start) % 2 == 1;
+                    let first = if back { steps.end - 1 } else { steps.start };
+                    let weights = (block * self.steps + first) * 2 * TILE;
+                    let offsets = if back {
+                        &activation.offsets
+                            [2 * self.steps - steps.end..2 * self.steps - steps.start]
+                    } else {
+                        &activation.offsets[steps.clone()]
+                    };
+                    let outputs = self.layer.outputs - o * BLOCK > ROWS;
+                    let sums = kept.wrapping_add((o - task.outputs.start) * 4 * TILE);
+                    let advance = 2 * TILE as isize;
+                    let block = Block {
+                        product: self.product,
+                        activations: Activations {
+                            offsets,
+                            ..activation
+                        },
+                        weights: self.weight.bytes()[weights..].as_ptr(),
+                        advance: if back { -advance } else { advance },
+                        pairs: (pair, outputs),
+                        start: if part == 0 {
+                            null()
+                        } else {
+                            sums.cast_const().cast()
+                        },
+                    };
+                    let last = part + 1 == parts;
+                    let target = if last {
+                        stage.wrapping_add(turn * 4 * TILE)
+                    } else {
+                        sums
+                    };
+                    // SAFETY: the registers are configured; the weights have two tiles a step,
+                    // the activations those that `activation` says; `target` has four tiles.
+                    unsafe { block.run(target.cast()) };
+                    if !last {
+                        continue;
+                    }
+                    // The block before is finished while the unit works on this one.
+                    if let Some((a, o, sums)) = waiting.replace((a, o, target.cast_const().cast()))
+                    {
+                        self.finish(out, task.group, a, o, sums);
+                    }
+                    turn = 1 - turn;
+                }
+            }
+        }
+        drop(tiles);
+        if let Some((a, o, sums)) = waiting {
+            self.finish(out, task.group, a, o, sums);
+        }
+    }
+
+    /// The tiles of a block of activations, and whether there are two a step.
+    fn activation<'a>(
+        &'a self,
+        x: &[u8],
+        group: usize,
+        block: usize,
+        pack: &mut Lines,
+    ) -> (Activations<'a>, bool) {
+        match &self.source {
+            Source::Rows { count, direct } => {
+                let width = self.layer.inputs;
+                let rows = block * BLOCK..(*count).min((block + 1) * BLOCK);
+                let x = &x[rows.start * width..rows.end * width];
+                if *direct && rows.len() == BLOCK {
+                    let operand = Activations {
+                        base: x.as_ptr(),
+                        offsets: &self.direct,
+                        second: ROWS * width,
+                        stride: width,
+                    };
+                    return (operand, true);
+                }
+                for (r, row) in x.chunks_exact(width.max(1)).enumerate() {
+                    copy_row(row, &mut pack.bytes_mut()[r * ROW..]);
+                }
+                (self.tiles(pack), rows.len() > ROWS)
+            }
+            Source::Pixels { image, direct } => {
+                let start = group * image.quads * image.pitch + block * PIXELS * 4;
+                let pair = block * 2 + 1 < image.tiles.len();
+                let reach = (image.quads * image.pitch).max(1) + PIXELS * 4;
+                assert!(start + reach <= x.len(), "the image is too short");
+                let x = &x[start..];
+                if *direct {
+                    let operand = Activations {
+                        base: x.as_ptr(),
+                        offsets: &self.direct,
+                        second: ROW,
+                        stride: image.pitch,
+                    };
+                    return (operand, pair);
+                }
+                copy_pixels(x, &image.offsets, pack.bytes_mut());
+                (self.tiles(pack), pair)
+            }
+        }
+    }
+
+    fn tiles(&self, pack: &Lines) -> Activations<'_> {
+        Activations {
+            base: pack.bytes().as_ptr(),
+            offsets: &self.packed,
+            second: TILE,
+            stride: ROW,
+        }
+    }
+
+    /// Writes a block of sums to the output.
+    fn finish(
+        &self,
+        out: &SharedMut<'_, u8>,
+        group: usize,
+        activations: usize,
+        outputs: usize,
+        sums: *const i32,
+    ) {
+        let first = group * self.layer.outputs + outputs * BLOCK;
+        let slot = (group * self.blocks + outputs) * BLOCK;
+        let lanes = BLOCK.min(self.layer.outputs - outputs * BLOCK);
+        let block = Sums {
+            finish: &self.layer.finish,
+            sums,
+            start: &self.start[slot..slot + BLOCK],
+            multiplier: &self.multiplier[slot..slot + BLOCK],
+        };
+        let size = match self.layer.finish {
+            Finish::Requantize { .. } => 1,
+            Finish::Dequantize { .. } => 4,
+        };
+        match &self.source {
+            Source::Rows { count, .. } => {
+                let pitch = self.layer.outputs;
+                let rows = activations * BLOCK..(*count).min((activations + 1) * BLOCK);
+                let target = Target {
+                    out,
+                    size,
+                    first: rows.start * pitch + first,
+                    pitch,
+                };
+                // SAFETY: `available` has found the vectors; the sums are four tiles.
+                unsafe { block.block::<false>(rows.len(), lowest(lanes), &target) };
+            }
+            Source::Pixels { image, .. } => {
+                let pitch = self.layer.geometry.as_ref().map_or(0, Geometry::output_len);
+                let (columns, start) = image.block(activations);
+                let target = Target {
+                    out,
+                    size,
+                    first: first * pitch + start,
+                    pitch,
+                };
+                // SAFETY: as above.
+                unsafe { block.block::<true>(lanes, columns, &target) };
+            }
+        }
+    }
+}
+
+/// The `i`-th of `parts` shares of `count`, as equal as can be.
+fn share(count: usize, parts: usize, i: usize) -> Range<usize> {
+    count * i / parts..count * (i + 1) / parts
+}
+
+/// The offsets, and again in the opposite order.
+fn there_and_back(offsets: impl DoubleEndedIterator<Item = usize> + Clone) -> Vec<usize> {
+    offsets.clone().chain(offsets.rev()).collect()
+}
+
+/// Whether 32 rows of activations that are `width` bytes apart, read in their place, stay in the
+/// first-level cache: 64 sets of which they may use 8 lines each.
+fn spread(width: usize) -> bool {
+    let lines = width / ROW;
+    let mut used = [0usize; 64];
+    for row in 0..BLOCK {
+        for line in 0..lines.min(STEPS) {
+            used[(row * lines + line) % 64] += 1;
+        }
+    }
+    used.iter().all(|&n| n <= 10)
+}
+
+/// Copies a row of activations to the same row of the tiles of a block; rows from 16 on lie in
+/// the second tiles, which the place of `to` has to account for.
+fn copy_row(row: &[u8], to: &mut [u8]) {
+    for (i, part) in row.chunks(ROW).enumerate() {
+        to[i * 2 * TILE..][..part.len()].copy_from_slice(part);
+    }
+}
+
+/// Copies 32 pixels of each quad to the tiles of a block.
+fn copy_pixels(x: &[u8], offsets: &[usize], to: &mut [u8]) {
+    for (steps, to) in offsets.chunks(ROWS).zip(to.chunks_exact_mut(2 * TILE)) {
+        let (left, right) = to.split_at_mut(TILE);
+        for ((&at, left), right) in steps
+            .iter()
+            .zip(left.chunks_exact_mut(ROW))
+            .zip(right.chunks_exact_mut(ROW))
+        {
+            let pixels = &x[at..at + 2 * ROW];
+            left.copy_from_slice(&pixels[..ROW]);
+            right.copy_from_slice(&pixels[ROW..]);
+        }
+    }
+}
+
+impl Kernel for AmxLayer {
+    fn name(&self) -> String {
+        self.layer.name()
+    }
+
+    fn run(&self, args: &[Arg<'_>], outs: &mut [Out<'_>], cx: &mut RunCx<'_>) -> Result<()> {
+        thread_local!(static IMAGE: RefCell<Lines> = const { RefCell::new(Lines::new()) });
+        let (x, out) = (args[0].bytes, &mut *outs[0].bytes);
+        let (Source::Pixels { image, .. }, Some(g)) = (&self.source, &self.layer.geometry) else {
+            self.compute(x, out, cx.threads);
+            return Ok(());
+        };
+        let input = self.layer.groups * self.layer.inputs * g.input_len();
+        let output = self.layer.groups * self.layer.outputs * g.output_len() * self.size();
+        if output == 0 {
+            return Ok(());
+        }
+        let one = |n: usize, out: &mut [u8], threads: usize| {
+            // Taken out, since a thread that waits for others may start another task meanwhile.
+            let mut laid = IMAGE.take();
+            laid.reserve(image.len);
+            let bytes = laid.bytes_mut();
+            image.lay_out(
+                &x[n * input..][..input],
+                self.layer.zero as u8,
+                threads,
+                bytes,
+            );
+            self.compute(bytes, out, threads);
+            IMAGE.set(laid);
+        };
+        let count = out.len() / output;
+        if count >= cx.threads {
+            let shared = SharedMut::new(out);
+            parallel(cx.threads, count, |n| {
+                // SAFETY: each image has its own part.
+                let out = unsafe { shared.part(n * output..(n + 1) * output) };
+                one(n, out, 1);
+            });
+        } else {
+            for n in 0..count {
+                one(n, &mut out[n * output..][..output], cx.threads);
+            }
+        }
+        Ok(())
+    }
+}

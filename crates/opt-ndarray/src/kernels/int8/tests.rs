@@ -1,0 +1,363 @@
+//! Every path against the definition, in plain integers.
+
+use opt_core::ops::Window;
+use opt_core::random::Philox;
+use proptest::prelude::*;
+
+use super::*;
+
+/// The paths that this processor has.
+fn paths() -> Vec<IntPath> {
+    let all = [
+        IntPath::Portable,
+        IntPath::Vnni,
+        IntPath::Amx,
+        IntPath::Auto,
+    ];
+    all.into_iter().filter(|p| p.is_available()).collect()
+}
+
+/// Bytes of all values, the extreme ones often.
+fn bytes(len: usize, seed: u64) -> Vec<u8> {
+    let stream = Philox::new(seed);
+    (0..len as u64)
+        .map(|i| match (stream.uniform(0, i) * 320.0) as u32 {
+            v @ 0..256 => v as u8,
+            256..288 => 0x80,
+            288..304 => 0x7f,
+            _ => 0xff,
+        })
+        .collect()
+}
+
+#[derive(Debug, Clone, Copy)]
+enum End {
+    Requantize { signed: bool, relu: bool },
+    Dequantize { relu: bool },
+}
+
+fn end() -> impl Strategy<Value = End> {
+    prop_oneof![
+        (any::<bool>(), any::<bool>()).prop_map(|(signed, relu)| End::Requantize { signed, relu }),
+        any::<bool>().prop_map(|relu| End::Dequantize { relu }),
+    ]
+}
+
+/// A layer of random weights whose sums use the output's range and go beyond it.
+fn layer(
+    geometry: Option<Geometry>,
+    (groups, inputs, outputs): (usize, usize, usize),
+    signed: bool,
+    zero: u8,
+    end: End,
+    seed: u64,
+) -> Layer {
+    let taps = geometry.as_ref().map_or(1, Geometry::taps);
+    let channels = groups * outputs;
+    let weight = bytes(channels * inputs * taps, seed);
+    let noise = Philox::new(seed + 1);
+    let depth = ((inputs * taps) as f32).sqrt();
+    Layer {
+        geometry,
+        groups,
+        inputs,
+        outputs,
+        weight: weight.into_iter().map(|w| w as i8).collect(),
+        bias: (0..channels as u64)
+            .map(|i| ((noise.uniform(0, i) - 0.5) * 50_000.0) as i32)
+            .collect(),
+        zero: if signed {
+            i32::from(zero as i8)
+        } else {
+            i32::from(zero)
+        },
+        dtype: if signed { DType::I8 } else { DType::U8 },
+        multiplier: (0..channels as u64)
+            .map(|i| (noise.uniform(1, i) as f32 + 0.01) / (80.0 * depth))
+            .collect(),
+        finish: match end {
+            End::Dequantize { relu } => Finish::Dequantize { relu },
+            End::Requantize { signed, relu } => {
+                let (low, high) = if signed { (-128, 127) } else { (0, 255) };
+                let zero = if signed { -5 } else { 100 };
+                Finish::Requantize {
+                    zero,
+                    low: if relu { zero } else { low },
+                    high,
+                }
+            }
+        },
+        path: IntPath::Portable,
+    }
+}
+
+/// The sum of an output channel for a pixel, from the definition.
+fn sum(l: &Layer, image: &[u8], channel: usize, pixel: usize) -> i32 {
+    let group = channel / l.outputs;
+    let taps = l.taps();
+    let read = |at: usize| {
+        if l.dtype == DType::I8 {
+            i64::from(image[at] as i8)
+        } else {
+            i64::from(image[at])
+        }
+    };
+    let mut sum = i64::from(l.bias[channel]);
+    for c in 0..l.inputs {
+        let from = group * l.inputs + c;
+        for tap in 0..taps {
+            let x = match &l.geometry {
+                None => Some(pixel * l.inputs + c),
+                Some(g) => {
+                    let place = |axis: usize, out: usize, tap: usize| {
+                        let at = out * g.stride[axis] + tap * g.dilation[axis];
+                        at.checked_sub(g.pad[axis]).filter(|&i| i < g.input[axis])
+                    };
+                    let y = place(1, pixel / g.output[2], tap / g.kernel[2]);
+                    let x = place(2, pixel % g.output[2], tap % g.kernel[2]);
+                    y.zip(x)
+                        .map(|(y, x)| (from * g.input[1] + y) * g.input[2] + x)
+                }
+            };
+            // The border holds zero points.
+            let x = x.map_or(0, |at| read(at) - i64::from(l.zero));
+            sum += x * i64::from(l.weight[(channel * l.inputs + c) * taps + tap]);
+        }
+    }
+    sum as i32
+}
+
+/// The layer's output as bytes, from the definition.
+fn reference(l: &Layer, x: &[u8], images: usize, pixels: usize) -> Vec<u8> {
+    let channels = l.groups * l.outputs;
+    let input = x.len() / images;
+    let mut out = Vec::new();
+    for n in 0..images {
+        let image = &x[n * input..][..input];
+        for i in 0..channels * pixels {
+            let (channel, pixel) = match l.geometry {
+                Some(_) => (i / pixels, i % pixels),
+                None => (i % channels, i / channels),
+            };
+            let scaled = sum(l, image, channel, pixel) as f32 * l.multiplier[channel];
+            match l.finish {
+                Finish::Requantize { zero, low, high } => {
+                    let v = scaled.round_ties_even() as i64;
+                    let v = v.saturating_add(i64::from(zero));
+                    out.push(v.clamp(i64::from(low), i64::from(high)) as u8);
+                }
+                Finish::Dequantize { relu } => {
+                    let v = if relu && scaled <= 0.0 { 0.0 } else { scaled };
+                    out.extend(v.to_ne_bytes());
+                }
+            }
+        }
+    }
+    out
+}
+
+fn run(l: &Layer, path: IntPath, rows: usize, x: &[u8], len: usize, threads: usize) -> Vec<u8> {
+    let kernel = compile(Layer { path, ..l.clone() }, rows);
+    // Floats need an aligned buffer.
+    let mut out = vec![f32::NAN; len.div_ceil(4)];
+    let dtype = match l.finish {
+        Finish::Requantize { .. } => DType::U8,
+        Finish::Dequantize { .. } => DType::F32,
+    };
+    let bytes = &mut bytemuck::cast_slice_mut(&mut out)[..len];
+    let args = [Arg {
+        dtype: l.dtype,
+        shape: &[],
+        bytes: x,
+    }];
+    let mut outs = [Out {
+        dtype,
+        shape: &[],
+        bytes,
+    }];
+    let mut cx = RunCx {
+        threads,
+        scratch: &mut [],
+    };
+    kernel.run(&args, &mut outs, &mut cx).unwrap();
+    outs[0].bytes.to_vec()
+}
+
+fn check(l: &Layer, images: usize, pixels: usize, x: &[u8]) {
+    let expected = reference(l, x, images, pixels);
+    for path in paths() {
+        for threads in [1, 3] {
+            let found = run(l, path, pixels, x, expected.len(), threads);
+            let differs = found.iter().zip(&expected).position(|(a, b)| a != b);
+            assert_eq!(differs, None, "{path:?} on {threads} threads");
+        }
+    }
+}
+
+fn product(m: usize, n: usize, k: usize, signed: bool, zero: u8, end: End, seed: u64) {
+    let l = layer(None, (1, k, n), signed, zero, end, seed);
+    check(&l, 1, m, &bytes(m * k, seed + 2));
+}
+
+fn convolution(
+    images: usize,
+    channels: (usize, usize, usize),
+    size: [usize; 2],
+    kernel: [usize; 2],
+    window: &Window,
+    signed: bool,
+    zero: u8,
+    end: End,
+    seed: u64,
+) {
+    let out: Vec<usize> = (0..2)
+        .map(|i| {
+            let reach = (kernel[i] - 1) * window.dilations[i];
+            let padded = size[i] + window.pads_begin[i] + window.pads_end[i];
+            (padded.saturating_sub(reach + 1)) / window.strides[i] + 1
+        })
+        .collect();
+    if (0..2).any(|i| {
+        (kernel[i] - 1) * window.dilations[i] + 1
+            > size[i] + window.pads_begin[i] + window.pads_end[i]
+    }) {
+        return;
+    }
+    let geometry = Geometry::new(&size, &out, &kernel, window);
+    let l = layer(Some(geometry), channels, signed, zero, end, seed);
+    let x = bytes(
+        images * channels.0 * channels.1 * size[0] * size[1],
+        seed + 2,
+    );
+    check(&l, images, out[0] * out[1], &x);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    #[test]
+    fn products_agree_with_the_definition(
+        m in 1usize..=200, n in 1usize..=200, k in 1usize..=200,
+        signed: bool, zero: u8, end in end(), seed in 0u64..1 << 40,
+    ) {
+        product(m, n, k, signed, zero, end, seed);
+    }
+
+    #[test]
+    fn convolutions_agree_with_the_definition(
+        images in 1usize..4,
+        groups in 1usize..4, inputs in 1usize..20, outputs in 1usize..40,
+        size in [1usize..20, 1usize..20], kernel in [1usize..5, 1usize..5],
+        strides in [1usize..4, 1usize..4], dilations in [1usize..3, 1usize..3],
+        pads in [0usize..3, 0usize..3], end_pads in [0usize..3, 0usize..3],
+        signed: bool, zero: u8, end in end(), seed in 0u64..1 << 40,
+    ) {
+        let mut window = Window::new(2);
+        window.strides = strides.to_vec().into();
+        window.dilations = dilations.to_vec().into();
+        window.pads_begin = pads.to_vec().into();
+        window.pads_end = end_pads.to_vec().into();
+        convolution(
+            images, (groups, inputs, outputs), size, kernel, &window, signed, zero, end, seed,
+        );
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(6))]
+
+    /// Whole cache lines of channels, which are read in their place.
+    #[test]
+    fn convolutions_of_many_channels_agree_with_the_definition(
+        groups in 1usize..3, quarters in 1usize..3, outputs in 1usize..70,
+        size in [3usize..14, 3usize..14], stride in 1usize..3,
+        signed: bool, zero: u8, end in end(), seed in 0u64..1 << 40,
+    ) {
+        let window = Window::new(2).pad(1).stride(stride);
+        convolution(
+            2, (groups, 64 * quarters, outputs), size, [3, 3], &window, signed, zero, end, seed,
+        );
+    }
+}
+
+#[test]
+fn long_sums_and_large_products_agree_with_the_definition() {
+    let dequantize = End::Dequantize { relu: false };
+    let requantize = End::Requantize {
+        signed: false,
+        relu: true,
+    };
+    // Sums in several parts, read in place and copied; more weights than the second-level cache.
+    product(33, 40, 4096, false, 128, dequantize, 1);
+    product(70, 17, 3000, true, 7, requantize, 2);
+    product(100, 300, 8192, false, 3, requantize, 3);
+    product(1, 130, 5000, true, 255, dequantize, 4);
+    // Rows of whole cache lines, an odd number and a power of two.
+    product(80, 64, 320, false, 200, dequantize, 5);
+    product(64, 96, 1024, true, 200, requantize, 6);
+}
+
+#[test]
+fn sums_and_outputs_saturate_alike() {
+    let l = |multiplier: f32, bias: i32| Layer {
+        bias: vec![bias; 20],
+        multiplier: vec![multiplier; 20],
+        ..layer(
+            None,
+            (1, 70, 20),
+            false,
+            0,
+            End::Requantize {
+                signed: true,
+                relu: false,
+            },
+            9,
+        )
+    };
+    let x = bytes(70 * 5, 10);
+    // Beyond the integers' range, and sums that wrap around.
+    check(&l(1e9, 0), 1, 5, &x);
+    check(&l(f32::MAX, -3), 1, 5, &x);
+    check(&l(1e-9, i32::MAX - 10), 1, 5, &x);
+    check(&l(0.0, i32::MIN), 1, 5, &x);
+}
+
+#[test]
+fn a_multiplier_that_is_no_number_gives_the_same_on_every_path() {
+    for multiplier in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+        for end in [
+            End::Requantize {
+                signed: false,
+                relu: false,
+            },
+            End::Dequantize { relu: true },
+        ] {
+            let l = Layer {
+                multiplier: vec![multiplier; 9],
+                ..layer(None, (1, 65, 9), false, 3, end, 11)
+            };
+            let x = bytes(65 * 40, 12);
+            let len = if matches!(end, End::Dequantize { .. }) {
+                4 * 40 * 9
+            } else {
+                40 * 9
+            };
+            let expected = run(&l, IntPath::Portable, 40, &x, len, 1);
+            for path in paths() {
+                assert_eq!(run(&l, path, 40, &x, len, 1), expected, "{path:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn an_empty_batch_is_no_output() {
+    let requantize = End::Requantize {
+        signed: false,
+        relu: false,
+    };
+    let l = layer(None, (1, 8, 4), false, 0, requantize, 1);
+    for path in paths() {
+        assert!(run(&l, path, 0, &[], 0, 2).is_empty());
+    }
+}
