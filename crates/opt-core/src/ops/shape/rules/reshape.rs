@@ -86,10 +86,10 @@ fn reshape_links(x: &Shape, y: &Shape, choice: usize) -> AxisRules {
                 let (p, q) = (x[i].as_fixed(), y[j].as_fixed());
                 match (p, q) {
                     _ if x[i] == y[j] => rules.same((IN, i), (OUT, j)),
-                    (Some(p), Some(q)) if q % p == 0 && p < q => {
+                    (Some(p), Some(q)) if p > 0 && q % p == 0 && p < q => {
                         rules.link((IN, i), (OUT, j), IndexMap::Merge { inner: q / p })
                     }
-                    (Some(p), Some(q)) if p % q == 0 => {
+                    (Some(p), Some(q)) if q > 0 && p % q == 0 => {
                         let faster = into.iter().filter(|&&k| k > j);
                         let inner = match from.len() {
                             1 => faster.filter_map(|&k| y[k].as_fixed()).product(),
@@ -204,6 +204,17 @@ mod tests {
             map: IndexMap::Merge { inner: 4 },
         }));
         assert!(rules.blocked.contains(&(IN, 2)) && rules.blocked.contains(&(IN, 3)));
+    }
+
+    #[test]
+    fn axes_without_entries_are_no_fault() {
+        let x = TensorType::new(DType::F32, [0, 3, 4]);
+        let op = Reshape {
+            shape: Shape::from([3, 4, 0]),
+        };
+        let y = op.infer(std::slice::from_ref(&x)).unwrap();
+        let rules = op.axes(std::slice::from_ref(&x), &y);
+        rules.check(std::slice::from_ref(&x), &y).unwrap();
     }
 
     #[test]
