@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 
 use opt_core::{
-    DType, Error, ErrorKind, Graph, GraphPatch, Report, Result, ResultExt, Tensor, ValueId,
+    DType, Error, ErrorKind, Graph, GraphPatch, Report, Result, Tensor, ValueId,
 };
 
 use crate::plan::Plan;
 use crate::scheme::{QParams, Scheme, dequantize_tensor, quantize_tensor};
+use crate::simulate::{weight_grid, within_grid};
 
 /// The signal-to-noise ratio of a quantized tensor, in dB.
 fn sqnr(exact: &Tensor, params: &QParams) -> Result<f64> {
@@ -81,7 +82,8 @@ pub(crate) fn emit(
                 patch.named_constant("z", params.zero_point.clone()),
             )
         });
-        let q = patch.quantize(value, scale, zero, None)?;
+        let inside = within_grid(&mut patch, value, params)?;
+        let q = patch.quantize(inside, scale, zero, None)?;
         let dq = patch.dequantize(q, scale, zero, None)?;
         patch.replace(value, dq)?;
     }
@@ -89,9 +91,7 @@ pub(crate) fn emit(
         let exact = content(layer.weight);
         let mut params = match learned.get(&layer.weight) {
             Some(params) => params.clone(),
-            None => weights
-                .of_tensor(&exact, layer.axis)
-                .at(|| name(layer.weight))?,
+            None => weight_grid(&original, layer.weight, layer.axis, weights)?,
         };
         let input_scale = ranges[&plan.activations[&layer.input]].scale.item()?;
         if let Some(bias) = layer.bias {

@@ -34,22 +34,33 @@
 
 #![forbid(unsafe_code)]
 
+mod adaround;
+mod batches;
+mod bias_correction;
 mod calibrate;
 mod dynamic_pass;
 mod emit;
+mod equalize;
+mod layers;
+mod moments;
 pub mod observer;
 mod plan;
 mod qat;
+mod scales;
 mod scheme;
+mod simulate;
 mod static_pass;
 mod stored;
 mod weights_pass;
 
+pub use adaround::AdaRound;
+pub use bias_correction::CorrectBias;
 pub use calibrate::{Calibration, calibrate};
 pub use dynamic_pass::QuantizeDynamic;
+pub use equalize::Equalize;
 pub use observer::{Kl, MinMax, Mse, ObserverKind, Percentile, RangeObserver};
 pub use opt_core::{Error, ErrorKind, Result};
-pub use qat::{ConvertQat, PrepareQat, QuantizeAware};
+pub use qat::{ConvertQat, FreezeBatchNorm, PrepareQat, QuantizeAware};
 pub use scheme::{QParams, Scheme, dequantize_tensor, quantize_tensor};
 pub use static_pass::{Config, QuantizeStatic};
 pub use weights_pass::QuantizeWeights;

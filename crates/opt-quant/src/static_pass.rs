@@ -25,6 +25,12 @@ pub struct Config {
     /// rather than taking them from the weights' range in every step. Below 4 bits the largest
     /// weight is a poor scale for the others.
     pub learn_scales: bool,
+    /// Whether quantization-aware training learns the ranges of activations; see
+    /// [`Config::learn_ranges`].
+    pub learn_ranges: bool,
+    /// Whether quantization-aware training goes on training batch normalization; see
+    /// [`Config::train_batch_norm`].
+    pub train_batch_norm: bool,
     /// Layers whose weights' names contain one of these stay in float; one that matches nothing
     /// is an error.
     pub exclude: Vec<String>,
@@ -37,6 +43,8 @@ impl Default for Config {
             activations: Scheme::activations(),
             calibration: Calibration::default(),
             learn_scales: false,
+            learn_ranges: false,
+            train_batch_norm: false,
             exclude: Vec::new(),
         }
     }
@@ -106,10 +114,13 @@ impl Config {
         } = self.calibration;
         format!(
             "{}{}observer = \"{observer:?}\"\nbatch_size = {batch_size}\n\
-             max_examples = {max_examples}\nlearn_scales = {}\nexclude = {:?}\n",
+             max_examples = {max_examples}\nlearn_scales = {}\nlearn_ranges = {}\n\
+             train_batch_norm = {}\nexclude = {:?}\n",
             scheme("weights", &self.weights),
             scheme("activations", &self.activations),
             self.learn_scales,
+            self.learn_ranges,
+            self.train_batch_norm,
             self.exclude
         )
     }

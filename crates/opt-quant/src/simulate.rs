@@ -1,0 +1,100 @@
+//! Graphs in float that round as the quantized graph will.
+
+use std::collections::BTreeMap;
+
+use opt_core::ops::FakeQuantize;
+use opt_core::{
+    DType, Error, Fact, FactKind, Graph, GraphPatch, Result, ResultExt, Tensor, ValueId,
+};
+
+use crate::scheme::{QParams, Scheme, dequantize_tensor, quantize_tensor};
+
+/// Rounds activations to the grids of their ranges, for everything that reads them.
+pub(crate) fn fake_activations(
+    patch: &mut GraphPatch,
+    ranges: &BTreeMap<ValueId, QParams>,
+) -> Result<()> {
+    for (&origin, params) in ranges {
+        let scale = patch.named_constant("s", params.scale.clone());
+        let zero = patch.named_constant("z", params.zero_point.cast(DType::F32));
+        let (low, high) = params.grid;
+        let axis = None;
+        let op = FakeQuantize { low, high, axis };
+        let fake = patch.named_node("qat", op, &[origin, scale, zero])?[0];
+        patch.replace(origin, fake)?;
+    }
+    Ok(())
+}
+
+/// The grid of a weight: the one that an earlier pass has rounded it to, which its
+/// [`Fact::Grid`] says, else that of its range.
+///
+/// # Errors
+/// If it was rounded to a grid of another type or shape than the scheme's.
+pub(crate) fn weight_grid(
+    graph: &Graph,
+    weight: ValueId,
+    axis: usize,
+    scheme: &Scheme,
+) -> Result<QParams> {
+    let value = graph.value(weight);
+    let name = || value.name().to_string();
+    let content = value
+        .tensor()
+        .ok_or_else(|| Error::invalid("a layer's weight is not stored").at(name()))?;
+    let Some(Fact::Grid {
+        dtype,
+        scale,
+        zero_point,
+        axis: found,
+    }) = graph.facts().get(weight, FactKind::Grid)
+    else {
+        return scheme.of_tensor(content, axis).at(name);
+    };
+    let grid = scheme.grid()?;
+    let params = QParams {
+        scale: scale.clone(),
+        zero_point: zero_point.clone(),
+        axis: *found,
+        grid,
+    };
+    let expected = scheme.per_channel.then_some(axis);
+    let fits = *dtype == scheme.dtype && *found == expected;
+    let levels = dequantize_tensor(&quantize_tensor(content, &params)?, &params)?;
+    let close = content.to_f64s().into_iter().zip(levels.to_f64s());
+    let step = scale.to_f64s().into_iter().fold(0.0, f64::max);
+    if !fits || close.into_iter().any(|(a, b)| (a - b).abs() > 1e-3 * step) {
+        return Err(Error::invalid(format!(
+            "this weight was rounded to a grid of {dtype} along axis {found:?}; quantize with the \
+             configuration that it was rounded for, not to {scheme:?}"
+        ))
+        .at(name()));
+    }
+    Ok(params)
+}
+
+/// A weight as its integers give it back.
+pub(crate) fn rounded(content: &Tensor, params: &QParams) -> Result<Tensor> {
+    dequantize_tensor(&quantize_tensor(content, params)?, params)
+}
+
+/// A value cut off at the ends of its grid, where that is narrower than the integer type: the
+/// quantization itself would go on to the ends of the type.
+pub(crate) fn within_grid(
+    patch: &mut GraphPatch,
+    value: ValueId,
+    params: &QParams,
+) -> Result<ValueId> {
+    let (least, most) = params.zero_point.dtype().int_range()?;
+    let (scale, zero) = (params.scale.item()?, params.zero_point.item()?);
+    let mut inside = value;
+    if params.grid.0 > least {
+        let bound = patch.scalar_like(value, (f64::from(params.grid.0) - zero) * scale)?;
+        inside = patch.maximum(inside, bound)?;
+    }
+    if params.grid.1 < most {
+        let bound = patch.scalar_like(value, (f64::from(params.grid.1) - zero) * scale)?;
+        inside = patch.minimum(inside, bound)?;
+    }
+    Ok(inside)
+}
