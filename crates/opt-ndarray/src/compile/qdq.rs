@@ -245,6 +245,10 @@ fn layer(ir: &mut Ir, at: usize, path: IntPath) -> Result<Option<(Step, Vec<usiz
     let Some(weight) = ir.constant(w.q) else {
         return Ok(None);
     };
+    let weight = match weight.dtype() {
+        DType::I4 | DType::I2 => weight.unpack()?,
+        _ => weight,
+    };
     let symmetric = w.zero.to_f64s().iter().all(|&z| z == 0.0);
     if !matches!(dtype, DType::U8 | DType::I8) || weight.dtype() != DType::I8 || !symmetric {
         return Ok(None);
