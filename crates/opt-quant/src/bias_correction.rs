@@ -53,16 +53,15 @@ impl Pass for CorrectBias {
         let data = cx.calibration().or_else(|e| cx.training().map_err(|_| e))?;
         let batches = Batches::new(data, cx.backend()?, &self.config.calibration)?;
         let layers = Layers::of(&graph);
-        let planned: Vec<_> = layers
-            .iter()
-            .filter(|l| plan.layers.iter().any(|p| p.weight == l.weight))
-            .cloned()
+        let planned = plan.layers.iter();
+        let planned: Vec<_> = planned
+            .filter_map(|p| Some((p, layers.of_weight(p.weight)?)))
             .collect();
-        let outputs: Vec<_> = planned.iter().map(|l| l.output).collect();
+        let outputs: Vec<_> = planned.iter().map(|(_, l)| l.output).collect();
         let exact = moments_over(&graph, &outputs, &batches)?;
         let mut simulated = graph.clone();
-        for layer in &planned {
-            let params = weight_grid(&graph, layer.weight, layer.axis, &self.config.weights)?;
+        for (planned, layer) in &planned {
+            let params = weight_grid(&graph, planned)?;
             let value = graph.value(layer.weight);
             let name = || value.name().to_string();
             let content = value.tensor().expect("planned as stored");
@@ -73,7 +72,7 @@ impl Pass for CorrectBias {
         fake_activations(&mut patch, &ranges)?;
         let mut simulated = patch.finish()?;
         let mut report = Report::new(planned.len());
-        for (layer, exact) in planned.iter().zip(&exact) {
+        for ((_, layer), exact) in planned.iter().zip(&exact) {
             let found = moments_over(&simulated, &[layer.output], &batches)?;
             let shift: Vec<f64> = exact
                 .iter()

@@ -1,9 +1,7 @@
 //! Layers with stored weights: their outputs, their biases, and what they do to a constant.
 
 use opt_core::ops::{Binary, BinaryOp, Op};
-use opt_core::{
-    DType, Error, Graph, GraphPatch, NodeId, Result, Tensor, ValueId, ValueKind,
-};
+use opt_core::{DType, Error, Graph, GraphPatch, NodeId, Result, Tensor, ValueId, ValueKind};
 
 /// A convolution or matrix product with a stored weight that nothing else reads.
 #[derive(Debug, Clone)]

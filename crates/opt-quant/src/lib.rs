@@ -31,6 +31,20 @@
 //! `Quantize` and `Dequantize`; weights are integer constants before a `Dequantize`; biases are
 //! `i32` constants at the scale of the products. A ReLU stands between a layer and its
 //! `Quantize`. Backends fuse each such layer into one integer kernel.
+//!
+//! # Repair
+//!
+//! What a network loses by being quantized after training, passes before quantization get back. They
+//! are float to float, so that they can stand in any order that makes sense, as in
+//! `Equalize, AdaRound, CorrectBias, QuantizeStatic`:
+//!
+//! | pass | what it does | needs |
+//! | --- | --- | --- |
+//! | [`Equalize`] | gives channels equal ranges, where one scale a tensor has to do | nothing |
+//! | [`SmoothQuant`] | moves outliers of activations into the weights of matrix products | examples |
+//! | [`AdaRound`] | learns whether each weight is rounded up or down | examples |
+//! | [`CorrectBias`] | takes the mean error of each channel out of its bias | examples |
+//! | [`QuantizeAware`] | trains with rounding in the forward pass | training data |
 
 #![forbid(unsafe_code)]
 
@@ -42,13 +56,19 @@ mod dynamic_pass;
 mod emit;
 mod equalize;
 mod layers;
+mod layout;
 mod moments;
+mod nodes;
 pub mod observer;
+mod params;
 mod plan;
 mod qat;
+mod quantized;
+mod rules;
 mod scales;
 mod scheme;
 mod simulate;
+mod smooth;
 mod static_pass;
 mod stored;
 mod weights_pass;
@@ -58,9 +78,14 @@ pub use bias_correction::CorrectBias;
 pub use calibrate::{Calibration, calibrate};
 pub use dynamic_pass::QuantizeDynamic;
 pub use equalize::Equalize;
+pub use layout::Axes;
 pub use observer::{Kl, MinMax, Mse, ObserverKind, Percentile, RangeObserver};
 pub use opt_core::{Error, ErrorKind, Result};
+pub use params::QParams;
 pub use qat::{ConvertQat, FreezeBatchNorm, PrepareQat, QuantizeAware};
-pub use scheme::{QParams, Scheme, dequantize_tensor, quantize_tensor};
+pub use quantized::{NF4, QuantizedTensor, quantize_along, quantize_tensor};
+pub use rules::{Rules, Select};
+pub use scheme::{Format, Granularity, Scheme};
+pub use smooth::SmoothQuant;
 pub use static_pass::{Config, QuantizeStatic};
 pub use weights_pass::QuantizeWeights;

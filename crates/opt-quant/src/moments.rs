@@ -22,7 +22,11 @@ pub(crate) fn channel_moments(
     cx: &Context<'_>,
 ) -> Result<Vec<Vec<Moments>>> {
     let data = cx.calibration().or_else(|e| cx.training().map_err(|_| e))?;
-    moments_over(graph, values, &Batches::new(data, cx.backend()?, &Calibration::default())?)
+    moments_over(
+        graph,
+        values,
+        &Batches::new(data, cx.backend()?, &Calibration::default())?,
+    )
 }
 
 /// The moments of the channels of layers' outputs over batches.

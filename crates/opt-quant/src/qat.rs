@@ -9,13 +9,11 @@ use std::sync::Arc;
 
 use opt_core::ops::Op;
 use opt_core::pass::{FoldBatchNorm, Needs};
-use opt_core::{
-    Context, Error, ErrorKind, Graph, GraphPatch, Pass, Report, Result, ValueId,
-};
+use opt_core::{Context, Error, ErrorKind, Graph, GraphPatch, Pass, Report, Result, ValueId};
 
 use crate::emit::emit;
+use crate::params::QParams;
 use crate::plan::Plan;
-use crate::scheme::QParams;
 use crate::simulate::fake_activations;
 use crate::static_pass::Config;
 pub use batch_norm::FreezeBatchNorm;
@@ -115,7 +113,7 @@ fn prepare(
     }
     for layer in &plan.layers {
         let source = weight_of(&graph, layer.weight)?;
-        let fake = fake_weight(&mut patch, layer.weight, &source, layer.axis, config)?;
+        let fake = fake_weight(&mut patch, layer.weight, &source, layer, config)?;
         patch.replace(layer.weight, fake)?;
     }
     patch.finish()
@@ -171,7 +169,6 @@ fn by_value(
         .collect()
 }
 
-
 impl Pass for PrepareQat {
     fn name(&self) -> &str {
         "prepare_qat"
@@ -208,9 +205,9 @@ impl Pass for ConvertQat {
         let prepared = graph.clone();
         let (graph, ranges) = strip(graph, &self.config)?;
         let ranges = by_value(&graph, &ranges)?;
-        let plan = Plan::of(&graph, &self.config.exclude)?;
+        let plan = Plan::of(&graph, &self.config.rules, &self.config.weights)?;
         let learned = learned(&prepared, &self.config, &plan)?;
-        emit(graph, &plan, &ranges, &self.config.weights, &learned)
+        emit(graph, &plan, &ranges, &learned)
     }
 }
 

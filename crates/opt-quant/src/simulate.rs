@@ -7,7 +7,9 @@ use opt_core::{
     DType, Error, Fact, FactKind, Graph, GraphPatch, Result, ResultExt, Tensor, ValueId,
 };
 
-use crate::scheme::{QParams, Scheme, dequantize_tensor, quantize_tensor};
+use crate::params::QParams;
+use crate::plan::Layer;
+use crate::scheme::Granularity;
 
 /// Rounds activations to the grids of their ranges, for everything that reads them.
 pub(crate) fn fake_activations(
@@ -30,14 +32,9 @@ pub(crate) fn fake_activations(
 /// [`Fact::Grid`] says, else that of its range.
 ///
 /// # Errors
-/// If it was rounded to a grid of another type or shape than the scheme's.
-pub(crate) fn weight_grid(
-    graph: &Graph,
-    weight: ValueId,
-    axis: usize,
-    scheme: &Scheme,
-) -> Result<QParams> {
-    let value = graph.value(weight);
+/// If it was rounded to a grid of another type or shape than the layer's scheme has.
+pub(crate) fn weight_grid(graph: &Graph, layer: &Layer) -> Result<QParams> {
+    let (value, scheme) = (graph.value(layer.weight), &layer.scheme);
     let name = || value.name().to_string();
     let content = value
         .tensor()
@@ -47,26 +44,26 @@ pub(crate) fn weight_grid(
         scale,
         zero_point,
         axis: found,
-    }) = graph.facts().get(weight, FactKind::Grid)
+    }) = graph.facts().get(layer.weight, FactKind::Grid)
     else {
-        return scheme.of_tensor(content, axis).at(name);
+        return scheme.of_tensor(content, layer.axes()).at(name);
     };
-    let grid = scheme.grid()?;
     let params = QParams {
         scale: scale.clone(),
         zero_point: zero_point.clone(),
         axis: *found,
-        grid,
+        block: None,
+        grid: scheme.grid()?,
     };
-    let expected = scheme.per_channel.then_some(axis);
-    let fits = *dtype == scheme.dtype && *found == expected;
-    let levels = dequantize_tensor(&quantize_tensor(content, &params)?, &params)?;
+    let expected = (scheme.granularity() == Granularity::Channel).then_some(layer.axis);
+    let fits = *dtype == scheme.dtype() && *found == expected;
+    let levels = rounded(content, &params).at(name)?;
     let close = content.to_f64s().into_iter().zip(levels.to_f64s());
     let step = scale.to_f64s().into_iter().fold(0.0, f64::max);
     if !fits || close.into_iter().any(|(a, b)| (a - b).abs() > 1e-3 * step) {
         return Err(Error::invalid(format!(
             "this weight was rounded to a grid of {dtype} along axis {found:?}; quantize with the \
-             configuration that it was rounded for, not to {scheme:?}"
+             configuration that it was rounded for, not as `{scheme}`"
         ))
         .at(name()));
     }
@@ -75,7 +72,7 @@ pub(crate) fn weight_grid(
 
 /// A weight as its integers give it back.
 pub(crate) fn rounded(content: &Tensor, params: &QParams) -> Result<Tensor> {
-    dequantize_tensor(&quantize_tensor(content, params)?, params)
+    params.dequantize(&params.quantize(content)?)
 }
 
 /// A value cut off at the ends of its grid, where that is narrower than the integer type: the

@@ -25,7 +25,9 @@ fn uneven(seed: u64, shape: &[usize], axis: usize) -> Tensor {
     let inner: usize = shape[axis + 1..].iter().product();
     let data = random(seed, shape, 0.3).to_f64s().into_iter().enumerate();
     let data: Vec<f64> = data
-        .map(|(i, v)| v * 10f64.powf(4.0 * stream.uniform(1, (i / inner % shape[axis]) as u64) - 2.0))
+        .map(|(i, v)| {
+            v * 10f64.powf(4.0 * stream.uniform(1, (i / inner % shape[axis]) as u64) - 2.0)
+        })
         .collect();
     Tensor::from_f64s(DType::F32, shape, &data).unwrap()
 }
@@ -39,7 +41,10 @@ fn run(graph: &Graph, inputs: &[Tensor]) -> Vec<f64> {
 /// The largest difference as a share of the largest value.
 fn difference(a: &[f64], b: &[f64]) -> f64 {
     let size = a.iter().fold(0.0f64, |m, v| m.max(v.abs()));
-    let apart = a.iter().zip(b).fold(0.0f64, |m, (a, b)| m.max((a - b).abs()));
+    let apart = a
+        .iter()
+        .zip(b)
+        .fold(0.0f64, |m, (a, b)| m.max((a - b).abs()));
     apart / size.max(1e-30)
 }
 
@@ -61,9 +66,7 @@ impl Net {
     fn weight(&mut self, shape: &[usize]) -> ValueId {
         self.seed += 1;
         let name = format!("w{}", self.seed);
-        self.b
-            .variable(&name, uneven(self.seed, shape, 0))
-            .unwrap()
+        self.b.variable(&name, uneven(self.seed, shape, 0)).unwrap()
     }
 
     fn conv(&mut self, x: ValueId, outputs: usize, groups: usize, bias: bool) -> ValueId {
@@ -195,11 +198,17 @@ fn ranges_of_neighbours_are_equal_afterwards() {
     n.b.output("y", y).unwrap();
     let graph = n.b.finish().unwrap();
     let before = ranges(&graph, "w2", 0);
-    assert!(before.iter().any(|r| r / before[0] > 10.0 || before[0] / r > 10.0));
+    assert!(
+        before
+            .iter()
+            .any(|r| r / before[0] > 10.0 || before[0] / r > 10.0)
+    );
     let (equal, report) = Equalize::new().apply(graph, &mut Context::new()).unwrap();
     assert_eq!(report.changed, 13);
     for (first, second) in [("w2", "w4"), ("w4", "w6")] {
-        let pairs = ranges(&equal, first, 0).into_iter().zip(ranges(&equal, second, 1));
+        let pairs = ranges(&equal, first, 0)
+            .into_iter()
+            .zip(ranges(&equal, second, 1));
         for (a, b) in pairs {
             assert!((a / b - 1.0).abs() < 5e-3, "{first}: {a} against {b}");
         }
@@ -210,12 +219,14 @@ fn ranges_of_neighbours_are_equal_afterwards() {
 fn one_layer_has_the_scale_of_the_paper() {
     let mut b = GraphBuilder::new("pair");
     let x = b.input("x", TensorType::new(DType::F32, [1, 1])).unwrap();
-    let mut matrix = |b: &mut GraphBuilder, name: &str, shape: [usize; 2], data: &[f32]| {
+    let matrix = |b: &mut GraphBuilder, name: &str, shape: [usize; 2], data: &[f32]| {
         b.variable(name, Tensor::new(shape, data).unwrap()).unwrap()
     };
     let w = matrix(&mut b, "w", [2, 1], &[8.0, -0.5]);
     let v = matrix(&mut b, "v", [1, 2], &[2.0, 2.0]);
-    let bias = b.variable("b", Tensor::new([2], [1f32, 1.0]).unwrap()).unwrap();
+    let bias = b
+        .variable("b", Tensor::new([2], [1f32, 1.0]).unwrap())
+        .unwrap();
     let h = b.matmul_t(x, w, false, true).unwrap();
     let h = b.add(h, bias).unwrap();
     let h = b.relu(h).unwrap();
@@ -256,11 +267,18 @@ fn heads_of_attention_have_factors_of_their_own() {
     let mut graph = m.finish().unwrap();
     let v = graph.find("v.weight").unwrap();
     graph.set_variable(v, uneven(1, &[8, 8], 0)).unwrap();
-    let (equal, report) = Equalize::new().apply(graph.clone(), &mut Context::new()).unwrap();
-    assert_eq!(report.changed, 8, "the channels between values and projection");
+    let (equal, report) = Equalize::new()
+        .apply(graph.clone(), &mut Context::new())
+        .unwrap();
+    assert_eq!(
+        report.changed, 8,
+        "the channels between values and projection"
+    );
     let x = random(9, &[2, 4, 8], 1.0);
     assert!(difference(&run(&graph, &[x.clone()]), &run(&equal, &[x])) < 1e-5);
-    let pairs = ranges(&equal, "v.weight", 0).into_iter().zip(ranges(&equal, "out.weight", 1));
+    let pairs = ranges(&equal, "v.weight", 0)
+        .into_iter()
+        .zip(ranges(&equal, "out.weight", 1));
     for (a, b) in pairs {
         assert!((a / b - 1.0).abs() < 5e-3, "{a} against {b}");
     }
@@ -346,6 +364,8 @@ fn a_factor_stops_where_it_would_change_something() {
         let error = Equalize::new().apply(build(case), &mut Context::new());
         assert_eq!(error.unwrap_err().kind(), ErrorKind::NoEffect, "{case}");
     }
-    let (fine, _) = Equalize::new().apply(build(3), &mut Context::new()).unwrap();
+    let (fine, _) = Equalize::new()
+        .apply(build(3), &mut Context::new())
+        .unwrap();
     assert!(fine.nodes().any(|(_, n)| matches!(n.op(), Op::MatMul(_))));
 }

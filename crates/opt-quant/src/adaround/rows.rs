@@ -23,7 +23,9 @@ pub(super) fn before_relu(graph: &Graph) -> HashSet<ValueId> {
     let outputs: HashSet<ValueId> = graph.outputs().collect();
     let relu = Op::from(Unary { op: UnaryOp::Relu });
     let only = consumers.iter().filter(|(v, readers)| {
-        let all = readers.iter().all(|(node, _)| *graph.node(*node).op() == relu);
+        let all = readers
+            .iter()
+            .all(|(node, _)| *graph.node(*node).op() == relu);
         all && !outputs.contains(v)
     });
     only.map(|(&v, _)| v).collect()

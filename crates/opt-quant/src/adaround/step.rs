@@ -21,7 +21,7 @@ impl Default for Settings {
         Settings {
             iterations: 1000,
             batch: 128,
-            regularization: 0.1,
+            regularization: 30.0,
         }
     }
 }
@@ -52,7 +52,11 @@ pub(super) struct Rounding {
 
 impl Rounding {
     fn channel(&self, values: &[f64], i: usize) -> f64 {
-        values[if values.len() == 1 { 0 } else { i / self.inputs }]
+        values[if values.len() == 1 {
+            0
+        } else {
+            i / self.inputs
+        }]
     }
 
     /// The integers without zero point that `pick` makes of each exact quotient, within the grid.
@@ -199,7 +203,10 @@ impl Rounding {
         let second = b.input("second", scalar())?;
 
         let shape = self.shape(self.outputs, self.inputs);
-        let all = b.constant(Tensor::new(self.shape(rows.count, self.inputs), &rows.inputs)?);
+        let all = b.constant(Tensor::new(
+            self.shape(rows.count, self.inputs),
+            &rows.inputs,
+        )?);
         let row_axis = shape.len() - 2;
         let x = b.gather(all, chosen, row_axis)?;
         let all = self.targets(&mut b, rows)?;

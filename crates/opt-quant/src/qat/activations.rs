@@ -6,7 +6,7 @@ use opt_core::ops::FakeQuantize;
 use opt_core::{DType, Error, Graph, GraphPatch, Node, Result, Tensor, ValueId, ValueKind};
 
 use super::weights::{LEAST_SCALE, positive_part, with_part_of_gradient};
-use crate::scheme::QParams;
+use crate::params::QParams;
 use crate::static_pass::Config;
 
 impl Config {
@@ -21,13 +21,12 @@ impl Config {
     /// use opt_quant::{Config, ObserverKind, Scheme};
     ///
     /// let four_bits = Config::default()
-    ///     .weights(Scheme::weights().with_bits(4)?)
-    ///     .activations(Scheme::activations().with_bits(4)?)
+    ///     .weights(Scheme::weights().bits(4))
+    ///     .activations(Scheme::activations().bits(4))
     ///     .observer(ObserverKind::Mse)
     ///     .learn_scales()
     ///     .learn_ranges();
     /// # let _ = four_bits;
-    /// # Ok::<(), opt_quant::Error>(())
     /// ```
     #[must_use]
     pub fn learn_ranges(mut self) -> Config {
@@ -42,10 +41,7 @@ fn names(value: &str) -> (String, String) {
 }
 
 /// Rounds activations to grids that training moves.
-pub(super) fn learned(
-    patch: &mut GraphPatch,
-    ranges: &BTreeMap<ValueId, QParams>,
-) -> Result<()> {
+pub(super) fn learned(patch: &mut GraphPatch, ranges: &BTreeMap<ValueId, QParams>) -> Result<()> {
     for (&origin, params) in ranges {
         let (low, high) = params.grid;
         let value = patch.graph().value(origin);
@@ -108,8 +104,9 @@ pub(super) fn parameters(graph: &Graph, node: &Node, config: &Config) -> Result<
     let scale = scale.item()?.max(LEAST_SCALE);
     Ok(Some(QParams {
         scale: Tensor::full(DType::F32, [], scale)?,
-        zero_point: Tensor::full(config.activations.dtype, [], zero)?,
+        zero_point: Tensor::full(config.activations.dtype(), [], zero)?,
         axis: None,
+        block: None,
         grid: (low, high),
     }))
 }

@@ -8,8 +8,8 @@ use opt_core::{
 };
 
 use super::{Weight, by_value, fake_weight, prepare as prepare_folded, strip};
-use crate::plan::Plan;
-use crate::scheme::QParams;
+use crate::params::QParams;
+use crate::plan::{Layer, Plan};
 use crate::simulate::fake_activations;
 use crate::static_pass::Config;
 
@@ -100,16 +100,11 @@ pub(super) fn prepare(
             _ => return Err(Error::invalid("a weight with several readers").at(source.name)),
         };
         match normalization(&original, folded, &consumers, node) {
-            Some(norm) => rounded_as_folded(
-                &mut patch,
-                &original,
-                (node, norm),
-                &source,
-                layer.axis,
-                config,
-            )?,
+            Some(norm) => {
+                rounded_as_folded(&mut patch, &original, (node, norm), &source, layer, config)?
+            }
             None => {
-                let fake = fake_weight(&mut patch, weight, &source, layer.axis, config)?;
+                let fake = fake_weight(&mut patch, weight, &source, layer, config)?;
                 patch.replace(weight, fake)?;
             }
         }
@@ -148,7 +143,7 @@ fn rounded_as_folded(
     original: &Graph,
     (node, norm): (&Node, &Node),
     source: &Weight,
-    axis: usize,
+    layer: &Layer,
     config: &Config,
 ) -> Result<()> {
     let Op::BatchNorm(op) = norm.op() else {
@@ -172,16 +167,20 @@ fn rounded_as_folded(
     let weight = node.inputs()[1];
     let rank = original.type_of(weight).rank();
     let mul = || Binary { op: BinaryOp::Mul };
-    let by = along(patch, factor, axis, rank)?;
+    let by = along(patch, factor, layer.axis, rank)?;
     let scaled = patch.named_node(FOLD, mul(), &[weight, by])?[0];
-    let fake = fake_weight(patch, scaled, source, axis, config)?;
+    let fake = fake_weight(patch, scaled, source, layer, config)?;
     let mut inputs = vec![node.inputs()[0], fake];
     if let Some(&bias) = node.inputs().get(2) {
         inputs.push(patch.named_node(FOLD, mul(), &[bias, factor])?[0]);
     }
     let y = patch.named_node(node.name(), node.op().clone(), &inputs)?[0];
     let rank = original.type_of(node.outputs()[0]).rank();
-    let channel = if matches!(node.op(), Op::Conv(_)) { 1 } else { rank - 1 };
+    let channel = if matches!(node.op(), Op::Conv(_)) {
+        1
+    } else {
+        rank - 1
+    };
     let by = along(patch, divisor, channel, rank)?;
     let div = Binary { op: BinaryOp::Div };
     let y = patch.named_node(UNFOLD, div, &[y, by])?[0];
@@ -224,7 +223,7 @@ impl Pass for FreezeBatchNorm {
         let trained = graph.clone();
         let (folded, ranges) = strip(graph, &self.config)?;
         let ranges = by_value(&folded, &ranges)?;
-        let plan = Plan::of(&folded, &self.config.exclude)?;
+        let plan = Plan::of(&folded, &self.config.rules, &self.config.weights)?;
         let mut graph = prepare_folded(folded, &plan, &ranges, &self.config)?;
         // What was learned goes on from where it is.
         let contents: Vec<_> = graph

@@ -5,8 +5,9 @@ use std::collections::BTreeMap;
 use opt_core::ops::FakeQuantize;
 use opt_core::{DType, Error, Graph, GraphPatch, Result, Tensor, ValueId};
 
-use crate::plan::Plan;
-use crate::scheme::QParams;
+use crate::params::QParams;
+use crate::plan::{Layer, Plan};
+use crate::scheme::Granularity;
 use crate::static_pass::Config;
 
 /// A stored weight that is rounded, or what it is folded to: the name, and the content that scales
@@ -30,17 +31,17 @@ pub(super) fn fake_weight(
     patch: &mut GraphPatch,
     weight: ValueId,
     source: &Weight,
-    axis: usize,
+    layer: &Layer,
     config: &Config,
 ) -> Result<ValueId> {
-    let scheme = &config.weights;
-    if !scheme.symmetric || !matches!(scheme.dtype, DType::I8 | DType::I4) {
-        return Err(Error::unsupported(
-            "quantization-aware training of weights on other than symmetric signed grids",
-        ));
-    }
+    let scheme = &layer.scheme;
     let (low, high) = scheme.grid()?;
-    let axis = scheme.per_channel.then_some(axis);
+    if !scheme.is_symmetric() || low >= 0 {
+        return Err(Error::unsupported(format!(
+            "quantization-aware training of weights as `{scheme}`: it takes symmetric signed integers"
+        )));
+    }
+    let axis = scale_axis(layer);
     let scale = match config.learn_scales {
         true => learned_scale(patch, source, axis, high)?,
         false => scale_of_range(patch, weight, axis, high)?,
@@ -48,6 +49,11 @@ pub(super) fn fake_weight(
     let shape = patch.type_of(scale).shape.fixed()?;
     let zeros = patch.constant(Tensor::zeros(DType::F32, &shape)?);
     patch.op(FakeQuantize { low, high, axis }, &[weight, scale, zeros])
+}
+
+/// The axis along which a layer's weight has scales.
+fn scale_axis(layer: &Layer) -> Option<usize> {
+    (layer.scheme.granularity() == Granularity::Channel).then_some(layer.axis)
 }
 
 /// The scale under which the largest weight is the highest integer.
@@ -124,7 +130,11 @@ pub(super) fn with_part_of_gradient(
 }
 
 /// The parameters of the weights whose scales were learned.
-pub(super) fn learned(graph: &Graph, config: &Config, plan: &Plan) -> Result<BTreeMap<ValueId, QParams>> {
+pub(super) fn learned(
+    graph: &Graph,
+    config: &Config,
+    plan: &Plan,
+) -> Result<BTreeMap<ValueId, QParams>> {
     let mut out = BTreeMap::new();
     if !config.learn_scales {
         return Ok(out);
@@ -142,9 +152,10 @@ pub(super) fn learned(graph: &Graph, config: &Config, plan: &Plan) -> Result<BTr
         let scales: Vec<f64> = scales.into_iter().map(|s| s.max(LEAST_SCALE)).collect();
         let params = QParams {
             scale: Tensor::from_f64s(DType::F32, scale.shape(), &scales)?,
-            zero_point: Tensor::zeros(config.weights.dtype, scale.shape())?,
-            axis: config.weights.per_channel.then_some(layer.axis),
-            grid: config.weights.grid()?,
+            zero_point: Tensor::zeros(layer.scheme.dtype(), scale.shape())?,
+            axis: scale_axis(layer),
+            block: None,
+            grid: layer.scheme.grid()?,
         };
         out.insert(layer.weight, params);
     }

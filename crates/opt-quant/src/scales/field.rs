@@ -113,11 +113,7 @@ impl Field {
     }
 
     /// A field of another shape, whose entry is the number at an index of this one.
-    pub(crate) fn map(
-        &self,
-        shape: Vec<usize>,
-        from: impl Fn(&[usize], &mut Vec<usize>),
-    ) -> Field {
+    pub(crate) fn map(&self, shape: Vec<usize>, from: impl Fn(&[usize], &mut Vec<usize>)) -> Field {
         let mut source = Vec::with_capacity(self.rank());
         let mut labels = Vec::with_capacity(shape.iter().product());
         for_each_index(&shape, |index| {
