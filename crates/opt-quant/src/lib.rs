@@ -29,7 +29,8 @@
 //! A QDQ graph, as ONNX Runtime and TensorRT read it. The input of each quantized convolution or
 //! matrix product, and what it is made from through pooling and reshaping, is followed by one
 //! `Quantize` and `Dequantize`; weights are integer constants before a `Dequantize`; biases are
-//! `i32` constants at the scale of the products. A ReLU stands between a layer and its
+//! `i32` constants at the scale of the products, or stay `f32` where weights and activations have
+//! so few bits together (below 10) that this would be too coarse. A ReLU stands between a layer and its
 //! `Quantize`. Backends fuse each such layer into one integer kernel.
 //!
 //! # Repair

@@ -206,7 +206,7 @@ impl Pass for ConvertQat {
         let (graph, ranges) = strip(graph, &self.config)?;
         let ranges = by_value(&graph, &ranges)?;
         let plan = Plan::of(&graph, &self.config.rules, &self.config.weights)?;
-        let learned = learned(&prepared, &self.config, &plan)?;
+        let learned = learned(&prepared, &graph, &self.config, &plan)?;
         emit(graph, &plan, &ranges, &learned)
     }
 }

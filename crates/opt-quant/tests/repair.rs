@@ -116,7 +116,7 @@ fn corrected_biases_give_outputs_their_means_back() {
         each.fold(0.0f64, f64::max)
     };
     let (before, after) = (apart(&plain), apart(&corrected));
-    assert!(after < 0.02 * before, "{before} before, {after} after");
+    assert!(after < 0.05 * before, "{before} before, {after} after");
     let x = positive(77, &[64, 2, 6, 6]);
     let (a, b) = (run(&cnn(1), &x), run(&corrected, &x));
     assert!(relative_error(&a, &b) < relative_error(&a, &run(&plain, &x)));
@@ -190,8 +190,9 @@ fn learned_rounding_is_near_the_best_of_all_roundings() {
         (ratios.iter().map(|r| of(r).ln()).sum::<f64>() / ratios.len() as f64).exp()
     };
     let (learned, nearest) = (geometric(&|r| r.0), geometric(&|r| r.1));
-    assert!(learned < 1.5, "{learned} times the best: {ratios:?}");
-    assert!(nearest > 2.0, "{nearest} times the best: {ratios:?}");
+    // Some neurons have nothing to gain.
+    assert!(learned < 1.2, "{learned} times the best: {ratios:?}");
+    assert!(nearest > 1.5, "{nearest} times the best: {ratios:?}");
 }
 
 proptest! {

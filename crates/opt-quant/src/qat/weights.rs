@@ -129,8 +129,10 @@ pub(super) fn with_part_of_gradient(
     patch.add(moving, fixed)
 }
 
-/// The parameters of the weights whose scales were learned.
+/// The parameters of the weights whose scales were learned: a plan's, of the graph without rounding,
+/// from the variables of the prepared one.
 pub(super) fn learned(
+    prepared: &Graph,
     graph: &Graph,
     config: &Config,
     plan: &Plan,
@@ -141,8 +143,8 @@ pub(super) fn learned(
     }
     for layer in &plan.layers {
         let name = graph.value(layer.weight).name();
-        let scale = graph.find(&scale_name(name)).ok();
-        let Some(scale) = scale.and_then(|v| graph.value(v).tensor()) else {
+        let scale = prepared.find(&scale_name(name)).ok();
+        let Some(scale) = scale.and_then(|v| prepared.value(v).tensor()) else {
             return Err(Error::invalid(
                 "this weight has no learned scale; apply `PrepareQat` with the same configuration",
             )
