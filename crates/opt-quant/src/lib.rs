@@ -37,6 +37,7 @@
 mod calibrate;
 mod dynamic_pass;
 mod emit;
+pub mod gguf;
 pub mod observer;
 mod plan;
 mod qat;
