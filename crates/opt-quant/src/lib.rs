@@ -34,6 +34,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod analysis;
 mod calibrate;
 mod dynamic_pass;
 mod emit;
@@ -49,6 +50,7 @@ mod rules;
 mod scheme;
 mod static_pass;
 mod stored;
+pub mod stream;
 mod weights_pass;
 
 pub use calibrate::{Calibration, calibrate};

@@ -94,7 +94,7 @@ impl QuantizeWeights {
 
 /// A weight in its scheme. Groups of a convolution lie along its input channels and taps, so that
 /// its codes have two axes.
-fn quantized(layer: &Stored, content: &Tensor) -> Result<QuantizedTensor> {
+pub(crate) fn quantized(layer: &Stored, content: &Tensor) -> Result<QuantizedTensor> {
     let grouped = matches!(layer.scheme.granularity(), Granularity::Group(_));
     if !grouped || content.rank() <= 2 {
         return quantize_along(content, &layer.scheme, layer.axes);
