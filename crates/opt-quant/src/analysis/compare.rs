@@ -5,9 +5,10 @@ use std::collections::BTreeMap;
 use opt_core::backend::bindings_of;
 use opt_core::data::Dataset;
 use opt_core::graph::Bindings;
+use opt_core::ops::Op;
 use opt_core::{
     Backend, CompileSpec, DType, Error, ErrorKind, Graph, Result, ResultExt, Session, Tensor,
-    TensorType, ValueId,
+    ValueId,
 };
 
 use super::moved::{LayerErrors, Moved};
@@ -15,8 +16,8 @@ use super::moved::{LayerErrors, Moved};
 /// Examples that run at once.
 const BATCH: usize = 32;
 
-/// How far the outputs of the layers (whatever multiplies and adds) and of the graph have moved from
-/// a graph to its quantized form.
+/// How far the outputs of the layers (convolutions, matrix products, attention, recurrences) and of
+/// the graph have moved from a graph to its quantized form.
 ///
 /// Values are compared that have the same name in both; layers that quantization has replaced
 /// entirely are left out. Examples may have more fields (targets) after the graph's inputs; they
@@ -55,22 +56,18 @@ pub(super) fn outputs(float: &Graph, quantized: &Graph) -> Result<Vec<Pair>> {
 fn shared(float: &Graph, quantized: &Graph) -> Result<Vec<Pair>> {
     let mut pairs = Vec::new();
     for (_, node) in float.nodes() {
-        let &[out] = node.outputs() else { continue };
-        let types = |ids: &[ValueId]| -> Vec<TensorType> {
-            ids.iter().map(|&v| float.type_of(v).clone()).collect()
+        let Some(&out) = node.outputs().first() else {
+            continue;
         };
-        let cost = node
-            .op()
-            .rules()
-            .cost(&types(node.inputs()), &types(&[out]));
-        // Symbolic sizes have no cost; such layers are told by a stored operand.
-        let is_layer = match cost {
-            Ok(cost) => cost.macs > 0,
-            Err(_) => node
-                .inputs()
-                .iter()
-                .any(|&v| float.value(v).tensor().is_some()),
-        };
+        let is_layer = matches!(
+            node.op(),
+            Op::Conv(_)
+                | Op::ConvTranspose(_)
+                | Op::MatMul(_)
+                | Op::Attention(_)
+                | Op::Lstm(_)
+                | Op::Gru(_)
+        );
         let name = float.value(out).name();
         let Ok(now) = quantized.find(name) else {
             continue;
