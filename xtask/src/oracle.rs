@@ -84,9 +84,14 @@ pub(crate) fn with_libtorch(step: Step) -> Step {
     })
 }
 
+/// What the scripts need.
+pub(crate) fn requirements() -> PathBuf {
+    root().join("xtask/oracle/requirements.txt")
+}
+
 /// Makes `.venv` and installs what the scripts need, unless it is there already.
 pub(crate) fn set_up() -> Result {
-    let file = root().join("xtask/oracle/requirements.txt");
+    let file = requirements();
     let wanted = read(&file)?;
     let stamp = venv().join("installed.txt");
     if fs::read_to_string(&stamp).is_ok_and(|installed| installed == wanted) {
@@ -97,11 +102,8 @@ pub(crate) fn set_up() -> Result {
     run(Command::new(&base).args(["-m", "venv"]).arg(venv())).map_err(|e| {
         format!("{e}\nPython 3.10 or newer with its venv module is needed; PYTHON can name it")
     })?;
-    let (torch, rest): (Vec<&str>, Vec<&str>) = wanted
-        .lines()
-        .map(str::trim)
-        .filter(|line| !line.is_empty() && !line.starts_with('#'))
-        .partition(|line| line.starts_with("torch=="));
+    let (torch, rest): (Vec<&str>, Vec<&str>) =
+        packages(&wanted).partition(|line| line.starts_with("torch=="));
     pip(&rest, &[])?;
     pip(&torch, &["--no-deps"])?;
     // PyPI's wheel for Linux is linked against CUDA, and does not load without it; a CPU wheel
@@ -125,6 +127,24 @@ pub(crate) fn set_up() -> Result {
     fs::write(&stamp, wanted).map_err(|e| format!("{}: {e}", stamp.display()))
 }
 
+/// The packages that a file of requirements names.
+fn packages(requirements: &str) -> impl Iterator<Item = &str> {
+    let lines = requirements.lines().map(str::trim);
+    lines.filter(|line| !line.is_empty() && !line.starts_with('#'))
+}
+
+/// Installs the packages of another file, without what they depend on, unless it was done already.
+pub(crate) fn install(file: &Path) -> Result {
+    let wanted = read(file)?;
+    let folder = file.parent().and_then(Path::file_name).unwrap_or_default();
+    let stamp = venv().join(format!("installed-{}.txt", folder.to_string_lossy()));
+    if fs::read_to_string(&stamp).is_ok_and(|installed| installed == wanted) {
+        return Ok(());
+    }
+    pip(&packages(&wanted).collect::<Vec<_>>(), &["--no-deps"])?;
+    fs::write(&stamp, wanted).map_err(|e| format!("{}: {e}", stamp.display()))
+}
+
 fn import_torch() -> Command {
     let mut command = Command::new(python());
     command.args(["-c", "import torch; print('torch', torch.__version__)"]);
@@ -145,14 +165,12 @@ pub(crate) fn pip(packages: &[&str], options: &[&str]) -> Result {
 
 /// Runs a script that makes no golden files.
 pub(crate) fn tool(name: &str, arguments: &[&str]) -> Result {
-    script(&format!("xtask/oracle/{name}.py"), arguments)
+    script(&root().join(format!("xtask/oracle/{name}.py")), arguments)
 }
 
-/// Runs a script of the repository.
-pub(crate) fn script(path: &str, arguments: &[&str]) -> Result {
-    run(Command::new(python())
-        .arg(root().join(path))
-        .args(arguments))
+/// Runs a script from anywhere.
+pub(crate) fn script(file: &Path, arguments: &[&str]) -> Result {
+    run(Command::new(python()).arg(file).args(arguments))
 }
 
 /// Runs the scripts and compares what they write with the committed files.
