@@ -44,7 +44,7 @@ fn skip_expansions(ir: &mut Ir) {
 }
 
 /// For each value the step that computes it.
-fn producers(ir: &Ir) -> HashMap<Id, usize> {
+pub(super) fn producers(ir: &Ir) -> HashMap<Id, usize> {
     let steps = ir.steps.iter().enumerate();
     steps
         .flat_map(|(i, s)| s.outputs.iter().map(move |&v| (v, i)))

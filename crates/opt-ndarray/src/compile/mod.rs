@@ -3,6 +3,7 @@
 mod fold;
 mod fuse;
 mod memory;
+mod norms;
 pub(crate) mod plan;
 mod qdq;
 
@@ -51,6 +52,7 @@ pub(crate) fn compile_with(
     }
     fold::fold(&mut ir)?;
     if fusion {
+        norms::fuse(&mut ir);
         fuse::fuse(&mut ir)?;
     }
     ir.remove_dead();

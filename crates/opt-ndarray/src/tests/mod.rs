@@ -1,9 +1,11 @@
 //! Whole graphs: variables, assignments, errors, fusion, threads.
 
+mod batch_norm;
 mod fusion;
 mod half;
 mod kernels;
 mod profile;
+mod updates;
 
 use opt_core::{Backend, CompileSpec, DType, ErrorKind, GraphBuilder, Tensor, TensorType};
 
