@@ -6,6 +6,7 @@ mod epilogue;
 mod fold;
 mod fuse;
 mod memory;
+mod norms;
 pub(crate) mod plan;
 mod qdq;
 
@@ -55,6 +56,7 @@ pub(crate) fn compile_with(
     fold::fold(&mut ir)?;
     if fusion {
         conv_norm::fold(&mut ir);
+        norms::fuse(&mut ir);
         fuse::fuse(&mut ir)?;
         append::chain(&mut ir)?;
     }

@@ -320,7 +320,7 @@ impl Port {
 pub(crate) struct Planned {
     pub(crate) kernel: Box<dyn Kernel>,
     pub(crate) args: Vec<Port>,
-    /// All in slots.
+    /// In slots, or over the variables that they are assigned to.
     pub(crate) outs: Vec<Port>,
     pub(crate) scratch: usize,
     /// Bytes of what it reads.
@@ -329,6 +329,8 @@ pub(crate) struct Planned {
     pub(crate) cost: Cost,
     /// What it was compiled from, to compile it again for other content of its variables.
     pub(crate) step: Step,
+    /// The inputs that are given up for outputs.
+    pub(crate) given: Vec<(usize, usize)>,
     /// Indices of the unassigned variables that the kernel may have packed.
     pub(crate) packs: Vec<usize>,
 }

@@ -7,9 +7,12 @@
 pub(crate) mod amx;
 pub(crate) mod append;
 mod attention;
+pub(crate) mod batch_norm;
 pub(crate) mod conv;
 mod convert;
 mod custom;
+#[cfg(target_arch = "x86_64")]
+mod divide;
 pub(crate) mod elementwise;
 pub(crate) mod gemm;
 mod index;
@@ -31,6 +34,7 @@ mod scan;
 mod shape;
 mod softmax;
 mod state;
+pub(crate) mod team;
 mod tile;
 mod wide;
 
@@ -74,7 +78,7 @@ impl Out<'_> {
 
 /// What a kernel runs with beside its operands.
 pub(crate) struct RunCx<'a> {
-    /// How many threads it may use; with 1 it must not touch rayon.
+    /// How many threads it may use.
     pub(crate) threads: usize,
     /// As many bytes as [`Kernel::scratch`] asked for, 64-byte aligned, content undefined.
     pub(crate) scratch: &'a mut [u8],
@@ -95,6 +99,9 @@ pub(crate) trait Kernel: Send + Sync + fmt::Debug {
     fn in_place(&self) -> &[(usize, usize)] {
         &[]
     }
+
+    /// Told once, before the first run, which of those pairs are so.
+    fn give(&mut self, _pairs: &[(usize, usize)]) {}
 
     /// Fills the outputs. The result does not depend on `cx.threads`. An input that was given up
     /// for an output in place arrives with empty bytes.
@@ -255,14 +262,13 @@ pub(crate) fn compile(op: &Op, cx: &CompileCx<'_>) -> Result<Box<dyn Kernel>> {
     }
 }
 
-/// Runs `task(0)` to `task(count - 1)`, on several threads if there are several; the caller is
-/// inside the pool to use. With one thread it does not touch rayon.
+/// Runs `task(0)` to `task(count - 1)`, on several threads if there are several: those of the team
+/// that the caller runs as.
 pub(crate) fn parallel(threads: usize, count: usize, task: impl Fn(usize) + Sync) {
     if threads <= 1 || count <= 1 {
         (0..count).for_each(task);
     } else {
-        use rayon::iter::{IndexedParallelIterator, IntoParallelIterator, ParallelIterator};
-        (0..count).into_par_iter().with_max_len(1).for_each(&task);
+        team::fork(threads, count, &task);
     }
 }
 
@@ -274,16 +280,19 @@ pub(crate) fn parallel_chunks<T: Send + Sync>(
     len: usize,
     task: impl Fn(usize, &mut [T]) + Sync,
 ) {
+    let len = len.max(1);
     if threads <= 1 || data.len() <= len {
-        data.chunks_mut(len.max(1))
+        data.chunks_mut(len)
             .enumerate()
             .for_each(|(i, chunk)| task(i, chunk));
     } else {
-        use rayon::iter::{IndexedParallelIterator, ParallelIterator};
-        use rayon::slice::ParallelSliceMut;
-        data.par_chunks_mut(len)
-            .enumerate()
-            .for_each(|(i, chunk)| task(i, chunk));
+        let data = SharedMut::new(data);
+        parallel(threads, data.len().div_ceil(len), |i| {
+            #[expect(unsafe_code, reason = "each task has its own chunk")]
+            // SAFETY: each number is given out once, and the chunks of two do not overlap.
+            let chunk = unsafe { data.part(i * len..data.len().min((i + 1) * len)) };
+            task(i, chunk);
+        });
     }
 }
 

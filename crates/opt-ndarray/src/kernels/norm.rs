@@ -5,8 +5,10 @@ use half::{bf16, f16};
 use opt_core::ops;
 use opt_core::{DType, Element, Error, Result, TensorType};
 
+use super::batch_norm::{Normalize, NormalizeGrad};
 use super::wide::{Wide, is_half};
 use super::{Arg, CompileCx, Kernel, Out, RunCx, SharedMut, parallel, parallel_chunks, real};
+use crate::compile::plan::Lowered;
 
 /// What the normalizations need of an element type.
 pub(super) trait Real:
@@ -245,12 +247,21 @@ fn real_or_half(ty: &TensorType) -> Result<()> {
     real(ty, "BatchNorm")
 }
 
+/// Whether x and the parameters are `f32`, which has kernels of its own.
+fn is_single(cx: &CompileCx<'_>) -> bool {
+    cx.inputs.iter().all(|ty| ty.dtype == DType::F32)
+}
+
 /// Batch normalization in either mode.
 pub(crate) fn compile_batch_norm(
     op: &ops::BatchNorm,
     cx: &CompileCx<'_>,
 ) -> Result<Box<dyn Kernel>> {
     real_or_half(&cx.inputs[0])?;
+    if op.training && is_single(cx) {
+        let (op, add, relu) = (op.clone(), false, false);
+        return Normalize { op, add, relu }.compile(cx);
+    }
     Ok(Box::new(BatchNorm {
         op: op.clone(),
         channels: Channels::new(&cx.inputs[0])?,
@@ -330,5 +341,8 @@ impl Kernel for BatchNormGrad {
 /// Gradient of batch normalization in training mode.
 pub(crate) fn compile_batch_norm_grad(cx: &CompileCx<'_>) -> Result<Box<dyn Kernel>> {
     real_or_half(&cx.inputs[0])?;
+    if is_single(cx) {
+        return NormalizeGrad::default().compile(cx);
+    }
     Ok(Box::new(BatchNormGrad(Channels::new(&cx.inputs[0])?)))
 }

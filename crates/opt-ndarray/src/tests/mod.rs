@@ -1,10 +1,12 @@
 //! Whole graphs: variables, assignments, errors, fusion, threads.
 
 mod conv_fusion;
+mod batch_norm;
 mod fusion;
 mod half;
 mod kernels;
 mod profile;
+mod updates;
 
 use opt_core::{Backend, CompileSpec, DType, ErrorKind, GraphBuilder, Tensor, TensorType};
 
