@@ -53,7 +53,7 @@ impl Case {
     }
 
     /// An executable of the product alone, and its inputs.
-    fn compile(&self, threads: usize) -> Result<(Box<dyn Executable>, Vec<Tensor>)> {
+    fn compile(&self, threads: usize) -> Result<(std::sync::Arc<dyn Executable>, Vec<Tensor>)> {
         let shape = |rows, cols, trans| if trans { [cols, rows] } else { [rows, cols] };
         let a = noise(&shape(self.m, self.k, self.trans_a), 1)?;
         let b = noise(&shape(self.k, self.n, self.trans_b), 2)?;

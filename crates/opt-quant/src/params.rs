@@ -199,6 +199,8 @@ impl QParams {
 
 #[cfg(test)]
 mod tests {
+    use opt_core::DType;
+
     use super::*;
 
     const AXES: Axes = Axes { channel: 0, sum: 1 };

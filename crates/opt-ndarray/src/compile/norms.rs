@@ -9,6 +9,7 @@ use opt_core::{DType, Tensor};
 
 use super::fuse::producers;
 use super::plan::{Id, Ir, Kind, Lowered, Step};
+use crate::kernels::Extras;
 use crate::kernels::batch_norm::{Normalize, NormalizeGrad};
 
 /// Joins what can be.
@@ -70,6 +71,7 @@ fn lowered(kind: impl Lowered + 'static, inputs: Vec<Id>, outputs: Vec<Id>, of: 
         inputs,
         outputs,
         epilogue: Vec::new(),
+        extras: Extras::default(),
         nodes: of.nodes.clone(),
     }
 }
