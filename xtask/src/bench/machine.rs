@@ -26,13 +26,20 @@ pub(crate) fn rustc() -> String {
 
 /// This library's version, and its commit.
 pub(crate) fn version() -> String {
-    let package = env!("CARGO_PKG_VERSION");
-    let git =
-        |arguments: &[&str]| first_line(Command::new("git").args(arguments).current_dir(root()));
-    match git(&["rev-parse", "--short", "HEAD"]).as_str() {
-        "unknown" => package.into(),
-        commit => format!("{package} ({commit})"),
-    }
+    let manifest = std::fs::read_to_string(root().join("Cargo.toml")).unwrap_or_default();
+    let package = package_version(&manifest).unwrap_or("unknown");
+    let commit = ["rev-parse", "--short", "HEAD"];
+    let commit = first_line(Command::new("git").args(commit).current_dir(root()));
+    format!("{package} ({commit})")
+}
+
+/// The version that the packages of a workspace have.
+fn package_version(manifest: &str) -> Option<&str> {
+    let section = manifest.split("[workspace.package]").nth(1)?;
+    let lines = section.lines().skip(1);
+    let mut lines = lines.take_while(|line| !line.starts_with('['));
+    let value = lines.find_map(|line| line.strip_prefix("version = "))?;
+    Some(value.trim_matches('"'))
 }
 
 fn first_line(command: &mut Command) -> String {
@@ -105,7 +112,11 @@ mod tests {
 
     #[test]
     fn versions_name_the_package() {
-        assert!(version().starts_with(env!("CARGO_PKG_VERSION")));
+        let manifest = "[workspace]\nversion = \"9\"\n\n[workspace.package]\nedition = \"2024\"\n\
+            version = \"0.3.1\"\n[workspace.dependencies]\n";
+        assert_eq!(package_version(manifest), Some("0.3.1"));
+        assert_eq!(package_version("[package]\nversion = \"1\"\n"), None);
+        assert!(!version().starts_with("unknown"));
         assert!(rustc().starts_with("rustc "));
         assert!(!processor().is_empty());
     }

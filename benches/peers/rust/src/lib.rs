@@ -54,24 +54,29 @@ pub struct Load {
 impl Load {
     /// The model file.
     pub fn onnx(&self) -> Result<&PathBuf, Failure> {
-        self.onnx.as_ref().ok_or_else(|| {
-            let kind = &self.row["model"]["kind"];
-            format!("not expressed with this library: model {kind}").into()
-        })
+        self.onnx
+            .as_ref()
+            .ok_or_else(|| unwritten(&self.row["model"]["kind"]))
     }
 
-    /// Whether steps train; a peer has to have the same optimizer.
-    pub fn trains(&self, optimizer: &str) -> Result<bool, Failure> {
+    /// Whether steps train, which they do with one of these optimizers.
+    pub fn trains(&self, optimizers: &[&str]) -> Result<bool, Failure> {
         let row = &self.row;
         if row["precision"] != "f32" {
-            return Err(format!("not expressed with this library: {}", row["precision"]).into());
+            return Err(unwritten(&row["precision"]));
         }
         let trains = row["mode"] == "train";
-        if trains && row["optimizer"] != optimizer {
-            return Err(format!("not expressed with this library: {}", row["optimizer"]).into());
+        let optimizer = row["optimizer"].as_str().unwrap_or("none");
+        if trains && !optimizers.contains(&optimizer) {
+            return Err(unwritten(&row["optimizer"]));
         }
         Ok(trains)
     }
+}
+
+/// The error of a part of a workload that no program here has.
+pub fn unwritten(part: &Value) -> Failure {
+    format!("this comparison has no {part} written with this library").into()
 }
 
 #[derive(Deserialize)]
@@ -148,7 +153,9 @@ fn version(package: &str) -> &'static str {
     let lock = include_str!("../Cargo.lock");
     let name = format!("name = \"{package}\"");
     let mut lines = lock.lines().skip_while(|line| *line != name);
-    let found = lines.nth(1).and_then(|line| line.strip_prefix("version = "));
+    let found = lines
+        .nth(1)
+        .and_then(|line| line.strip_prefix("version = "));
     found.map_or("unknown", |text| text.trim_matches('"'))
 }
 

@@ -63,5 +63,7 @@ pub fn read(path: &Path) -> Result<BTreeMap<String, Tensor>, Failure> {
 
 /// The tensor of this name.
 pub fn get<'a>(tensors: &'a BTreeMap<String, Tensor>, name: &str) -> Result<&'a Tensor, Failure> {
-    tensors.get(name).ok_or_else(|| format!("there is no tensor {name}").into())
+    tensors
+        .get(name)
+        .ok_or_else(|| format!("there is no tensor {name}").into())
 }

@@ -40,7 +40,7 @@ fn tensor(from: &tensors::Tensor) -> Result<Tensor, Failure> {
 
 impl Mlp {
     fn load(load: &Load) -> Result<Mlp, Failure> {
-        let trains = load.trains("adam")?;
+        let trains = load.trains(&["adam"])?;
         let given = tensors::read(&load.weights)?;
         let (mut layers, mut variables) = (Vec::new(), Vec::new());
         while given.contains_key(&format!("model.fc{}.weight", layers.len() + 1)) {

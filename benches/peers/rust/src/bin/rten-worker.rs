@@ -49,8 +49,9 @@ impl Engine for Rten {
 
     fn step(&mut self, _lr: f64) -> Result<(), Failure> {
         let inputs = self.inputs.iter();
-        let inputs: Vec<(NodeId, ValueOrView)> =
-            inputs.map(|(id, value)| (*id, value.as_view().into())).collect();
+        let inputs: Vec<(NodeId, ValueOrView)> = inputs
+            .map(|(id, value)| (*id, value.as_view().into()))
+            .collect();
         let mut options = RunOptions::default();
         options.thread_pool = Some(self.pool.clone());
         self.outputs = self

@@ -13,7 +13,7 @@ struct Tract {
 
 impl Engine for Tract {
     const PACKAGE: &'static str = "tract-onnx";
-    const SETTINGS: &'static str = "its executor of several threads where there are several";
+    const SETTINGS: &'static str = "feature multithread-mm of tract-linalg";
 
     fn load(load: &Load) -> Result<Tract, Failure> {
         multithread::set_default_executor(match load.threads {
@@ -55,7 +55,7 @@ impl Engine for Tract {
         let mut all = Vec::new();
         for value in &self.outputs {
             let floats = value.cast_to::<f32>()?;
-            all.extend_from_slice(floats.try_as_plain()?.as_slice::<f32>()?);
+            all.extend_from_slice(floats.try_as_plain_ram()?.as_slice::<f32>()?);
         }
         Ok(all)
     }
