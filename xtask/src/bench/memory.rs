@@ -26,6 +26,12 @@ pub(crate) struct Peak {
     pub(crate) loading: f64,
 }
 
+/// Whether this system can tell.
+pub(crate) fn available() -> Result {
+    let process = std::process::id();
+    resident(process, "VmHWM").and_then(|_| reset(process))
+}
+
 /// Loads a workload in a new process, and runs steps of it.
 pub(crate) fn peak(worker: &mut Worker, request: &Value) -> Result<Peak> {
     worker.stop();
@@ -49,8 +55,8 @@ pub(crate) fn peak(worker: &mut Worker, request: &Value) -> Result<Peak> {
 /// A figure of a process, in MiB.
 fn resident(process: u32, name: &str) -> Result<f64> {
     let file = format!("/proc/{process}/status");
-    let text =
-        fs::read_to_string(&file).map_err(|e| format!("--memory needs Linux: {file}: {e}"))?;
+    let text = fs::read_to_string(&file)
+        .map_err(|e| format!("peaks of memory need Linux: {file}: {e}"))?;
     figure(&text, name).ok_or_else(|| format!("{file} has no {name}"))
 }
 
@@ -64,7 +70,7 @@ fn figure(status: &str, name: &str) -> Option<f64> {
 /// Sets the mark to what is resident now.
 fn reset(process: u32) -> Result {
     let file = format!("/proc/{process}/clear_refs");
-    fs::write(&file, "5").map_err(|e| format!("{file}: {e}"))
+    fs::write(&file, "5").map_err(|e| format!("peaks of memory cannot be reset: {file}: {e}"))
 }
 
 #[cfg(test)]

@@ -36,6 +36,9 @@ use worker::Worker;
 pub(crate) fn bench(arguments: &[&str]) -> Result {
     let processors = std::thread::available_parallelism().map_or(1, usize::from);
     let options = options::parse(arguments, processors)?;
+    if options.memory {
+        memory::available()?;
+    }
     let all_rows = rows::rows()?;
     let rows = rows::select(&all_rows, &options)?;
     let before = match (&options.json, options.update) {
@@ -50,7 +53,7 @@ pub(crate) fn bench(arguments: &[&str]) -> Result {
     fs::create_dir_all(&folder).map_err(|e| format!("{}: {e}", folder.display()))?;
 
     let (date, version) = (machine::today(), machine::version());
-    let (mut found, mut failed) = (Vec::new(), Vec::new());
+    let (mut lines, mut failed) = (before, Vec::new());
     println!("{}", table::heading(&options));
     for &threads in &options.threads {
         let mut ours = ours(&program, &options)?;
@@ -62,13 +65,15 @@ pub(crate) fn bench(arguments: &[&str]) -> Result {
             let result = measure::measure(row, threads, &options, &folder, &mut ours, &mut others);
             let _ = fs::remove_file(folder.join("start.safetensors"));
             match result {
-                Ok(measured) => {
-                    for mut line in measured.lines {
-                        println!("{}", table::table_line(&line));
+                Ok(mut measured) => {
+                    for line in &mut measured.lines {
+                        println!("{}", table::table_line(line));
                         line.date = date.clone();
                         line.version = version.clone();
-                        found.push(line);
                     }
+                    lines = line::merge(lines, measured.lines, &all_rows);
+                    // After each row: who ends a long run keeps what it has found.
+                    save(&lines, &options)?;
                     let disagree = measured.disagree.into_iter();
                     failed.extend(disagree.map(|why| format!("{}: {why}", name_of(row))));
                 }
@@ -80,11 +85,7 @@ pub(crate) fn bench(arguments: &[&str]) -> Result {
             }
         }
     }
-    let lines = line::merge(before, found, &all_rows);
-    if let Some(file) = &options.json {
-        let list: Vec<Value> = lines.iter().map(Line::to_json).collect();
-        write(file, &format!("{:#}\n", Value::from(list)))?;
-    }
+    save(&lines, &options)?;
     if let Some(file) = &options.markdown {
         write(file, &report::page(&lines, &options))?;
         println!("\nwrote {}", machine::shown(file));
@@ -101,6 +102,15 @@ fn read(file: &Path) -> Result<Vec<Line>> {
     let text = fs::read_to_string(file).map_err(|e| fail(&e))?;
     let list: Vec<Value> = serde_json::from_str(&text).map_err(|e| fail(&e))?;
     list.iter().map(Line::from_json).collect()
+}
+
+/// Writes the lines where `--json` says.
+fn save(lines: &[Line], options: &Options) -> Result {
+    let Some(file) = &options.json else {
+        return Ok(());
+    };
+    let list: Vec<Value> = lines.iter().map(Line::to_json).collect();
+    write(file, &format!("{:#}\n", Value::from(list)))
 }
 
 fn write(file: &Path, text: &str) -> Result {
