@@ -30,10 +30,13 @@ pub(crate) fn make(rows: &[Value]) -> Result {
     let requirements = peers.join("requirements.txt");
     oracle::install(&requirements)?;
     let script = "benches/peers/onnx_models.py";
-    let mut made_by = String::new();
-    for file in [&root().join(script), &requirements, &oracle::requirements()] {
-        made_by += &read(file)?;
-    }
+    // Of the oracle's libraries only these have a part in it.
+    let libraries = read(&oracle::requirements())?;
+    let libraries = libraries
+        .lines()
+        .filter(|line| line.starts_with("torch") || line.starts_with("onnx"));
+    let libraries: String = libraries.map(|line| format!("{line}\n")).collect();
+    let made_by = read(&root().join(script))? + &read(&requirements)? + &libraries;
     let stamp = folder().join("made-by.txt");
     if !fs::read_to_string(&stamp).is_ok_and(|text| text == made_by) {
         let _ = fs::remove_dir_all(folder());
