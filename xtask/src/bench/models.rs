@@ -29,11 +29,14 @@ pub(crate) fn make(rows: &[Value]) -> Result {
     let peers = root().join("benches/peers");
     let requirements = peers.join("requirements.txt");
     oracle::install(&requirements)?;
-    let script = peers.join("onnx_models.py");
-    let mut made_by = String::new();
-    for file in [&script, &requirements, &oracle::requirements()] {
-        made_by += &read(file)?;
-    }
+    let script = "benches/peers/onnx_models.py";
+    // Of the oracle's libraries only these have a part in it.
+    let libraries = read(&oracle::requirements())?;
+    let libraries = libraries
+        .lines()
+        .filter(|line| line.starts_with("torch") || line.starts_with("onnx"));
+    let libraries: String = libraries.map(|line| format!("{line}\n")).collect();
+    let made_by = read(&root().join(script))? + &read(&requirements)? + &libraries;
     let stamp = folder().join("made-by.txt");
     if !fs::read_to_string(&stamp).is_ok_and(|text| text == made_by) {
         let _ = fs::remove_dir_all(folder());
@@ -48,7 +51,7 @@ pub(crate) fn make(rows: &[Value]) -> Result {
         return Ok(());
     }
     let folder = folder().display().to_string();
-    oracle::script(&script, &[&[folder.as_str()], &missing[..]].concat())
+    oracle::script(script, &[&[folder.as_str()], &missing[..]].concat())
 }
 
 fn read(file: &Path) -> Result<String> {

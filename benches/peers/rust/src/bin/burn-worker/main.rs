@@ -74,6 +74,8 @@ impl Input {
 
 struct Burn {
     model: Model,
+    /// Number of entries of running statistics, which burn counts as parameters.
+    statistics: usize,
     input: Input,
     target: Tensor<1, Int>,
     criterion: CrossEntropyLoss,
@@ -113,8 +115,13 @@ impl Engine for Burn {
             entries: &given,
             device: &device,
         };
+        let statistics = given
+            .iter()
+            .filter(|(name, _)| name.contains(".running_"))
+            .map(|(_, tensor)| tensor.shape.iter().product::<usize>());
         Ok(Burn {
             model: Model::load(load, &weights)?,
+            statistics: statistics.sum(),
             input: Input::new(tensors::get(&given, "input")?, &device)?,
             target: Tensor::from_data(target, &device),
             criterion: CrossEntropyLossConfig::new().init(&device),
@@ -125,7 +132,7 @@ impl Engine for Burn {
     }
 
     fn parameters(&self) -> usize {
-        self.model.num_params()
+        self.model.num_params() - self.statistics
     }
 
     fn step(&mut self, lr: f64) -> Result<(), Failure> {
@@ -157,7 +164,7 @@ impl Engine for Burn {
             .ok_or("a step that trains gives no outputs")?;
         Ok(logits
             .into_data()
-            .to_vec::<f32>()
+            .try_to_vec::<f32>()
             .map_err(|e| format!("{e:?}"))?)
     }
 }
