@@ -335,7 +335,9 @@ impl Kernel for Forward {
             let centre = m as f32;
             // About the rounded mean, and so with what it lacks taken off.
             let off = m - f64::from(centre);
-            let v = (moments(x, channel, centre).1 / count - off * off).max(0.0);
+            let v = moments(x, channel, centre).1 / count - off * off;
+            // Not `max`, which would make 0 of NaN.
+            let v = if v < 0.0 { 0.0 } else { v };
             let inv = (1.0 / (v + self.what.op.epsilon).sqrt()) as f32;
             let a = scale[i] * inv;
             let next =

@@ -221,3 +221,26 @@ fn sums_and_relus_are_joined() {
     // Read before the ReLU as well, it stays a step of its own.
     assert_eq!(of(Kind::Shared), ["batch norm", "batch norm grad"]);
 }
+
+#[test]
+fn nan_stays_in_its_channel_and_is_not_lost() {
+    let mut net = Net::new(DType::F32);
+    let x = net.input(&[2, 2, 5], 0.0).unwrap();
+    let y = net.norm(x).unwrap();
+    net.b.output("y", y).unwrap();
+    for (i, &v) in net.statistics.clone().iter().enumerate() {
+        net.b.output(&format!("s{i}"), v).unwrap();
+    }
+    let graph = net.b.finish().unwrap();
+    let mut values = net.inputs[0].to_vec::<f32>().unwrap();
+    values[1] = f32::NAN;
+    net.inputs[0] = Tensor::new([2, 2, 5], values).unwrap();
+    let outputs = run(&graph, &net.inputs, 1, true);
+    for (i, y) in outputs[0].to_f64s().iter().enumerate() {
+        assert_eq!(y.is_nan(), i / 5 % 2 == 0, "entry {i}");
+    }
+    for statistic in &outputs[1..] {
+        let found: Vec<bool> = statistic.to_f64s().iter().map(|v| v.is_nan()).collect();
+        assert_eq!(found, [true, false]);
+    }
+}
