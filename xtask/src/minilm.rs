@@ -25,8 +25,7 @@ pub(crate) fn minilm(arguments: &[&str]) -> Result {
     oracle::pip(&[TOKENIZERS], &[])?;
     let sentences = root().join("benches/data/sentences.txt");
     let paths = [wheel, sentences, folder.clone()].map(|path| path.display().to_string());
-    let script = root().join("benches/peers/minilm.py");
-    oracle::script(&script, &paths.each_ref().map(|p| &**p))?;
+    oracle::script("benches/peers/minilm.py", &paths.each_ref().map(|p| &**p))?;
     println!("{} is ready", folder.display());
     Ok(())
 }

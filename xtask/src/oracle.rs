@@ -165,12 +165,14 @@ pub(crate) fn pip(packages: &[&str], options: &[&str]) -> Result {
 
 /// Runs a script that makes no golden files.
 pub(crate) fn tool(name: &str, arguments: &[&str]) -> Result {
-    script(&root().join(format!("xtask/oracle/{name}.py")), arguments)
+    script(&format!("xtask/oracle/{name}.py"), arguments)
 }
 
-/// Runs a script from anywhere.
-pub(crate) fn script(file: &Path, arguments: &[&str]) -> Result {
-    run(Command::new(python()).arg(file).args(arguments))
+/// Runs a script of the repository.
+pub(crate) fn script(path: &str, arguments: &[&str]) -> Result {
+    run(Command::new(python())
+        .arg(root().join(path))
+        .args(arguments))
 }
 
 /// Runs the scripts and compares what they write with the committed files.
