@@ -17,13 +17,19 @@ pub(crate) fn parameters<'a>(graph: &'a Graph, live: &[bool]) -> Vec<Parameter<'
     // A value is a parameter if any live node reads it as one; the last such node matters only
     // for the grid of a quantized constant.
     let mut readers: Vec<Option<NodeId>> = vec![None; graph.value_bound()];
-    for (id, node) in graph.nodes() {
+    let nodes: Vec<(NodeId, &Node)> = graph.nodes().collect();
+    for &(id, node) in nodes.iter().rev() {
         if !node.outputs().iter().any(|o| live[o.index()]) {
             continue;
         }
+        // What a scale is computed from is a scale: cast, or dequantized by a scale of its own.
+        let moves = matches!(node.op(), Op::Cast(_) | Op::Dequantize(_));
+        let scale = moves && readers[node.outputs()[0].index()].is_none();
+        let scale = scale && !graph.outputs().any(|o| o == node.outputs()[0]);
         for (i, input) in node.inputs().iter().enumerate() {
-            if reads_weight(node.op(), Port::Input(i)) {
-                readers[input.index()] = Some(id);
+            let reader = &mut readers[input.index()];
+            if !scale && reads_weight(node.op(), Port::Input(i)) && reader.is_none() {
+                *reader = Some(id);
             }
         }
     }
