@@ -160,7 +160,7 @@ fn embedded(tied: bool) -> Graph {
     let ids = m
         .input(
             "ids",
-            opt_core::TensorType::new(DType::I64, opt_core::Shape::new([2.into(), 5.into()])),
+            opt_core::TensorType::new(DType::I64, opt_core::Shape::new([2usize, 5])),
         )
         .unwrap();
     let h = m.layer("embed", Embedding::new(20, 33), ids).unwrap();
