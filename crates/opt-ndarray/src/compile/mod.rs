@@ -1,5 +1,6 @@
 //! From a graph to a plan: bind shapes, lower, fold constants, fuse, place in memory.
 
+mod epilogue;
 mod fold;
 mod fuse;
 mod memory;
