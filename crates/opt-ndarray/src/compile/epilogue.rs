@@ -2,13 +2,25 @@
 
 use std::collections::HashMap;
 
-use opt_core::ops::{BinaryOp, Op};
+use opt_core::ops::{BinaryOp, Op, UnaryOp};
 use opt_core::{DType, Result, TensorType};
 
 use super::fuse::producers;
 use super::plan::{Id, Ir, Kind, Step};
 
-/// Moves biases and functions into the products and convolutions that they follow.
+/// What moves into a product.
+enum Part {
+    Function(UnaryOp),
+    /// A number for each output channel.
+    Bias(Id),
+    /// A value of the result's type that is added.
+    Residual(Id),
+    /// The result is at least, or at most, so much.
+    Bound(BinaryOp, f32),
+}
+
+/// Moves biases, residuals, functions and bounds into the products and convolutions that they
+/// follow.
 pub(super) fn epilogues(ir: &mut Ir) -> Result<()> {
     let uses = ir.uses();
     let producers = producers(ir);
@@ -38,41 +50,49 @@ pub(super) fn epilogues(ir: &mut Ir) -> Result<()> {
                 && ir.types[v] == ir.types[out];
             fits.then_some(from)
         };
-        let (from, bias) = match op {
-            Op::Unary(_) => match source(step.inputs[0]) {
-                Some(from) => (from, None),
-                None => continue,
-            },
-            Op::Binary(binary) if binary.op == BinaryOp::Add => {
+        let found = match op {
+            Op::Unary(unary) => source(step.inputs[0])
+                .filter(|&from| ir.steps[from].extras.clamp.is_none())
+                .map(|from| (from, Part::Function(unary.op))),
+            Op::Binary(binary) => {
                 let (a, b) = (step.inputs[0], step.inputs[1]);
-                let found = [(a, b), (b, a)].into_iter().find_map(|(x, bias)| {
+                [(a, b), (b, a)].into_iter().find_map(|(x, other)| {
                     let from = source(x)?;
-                    let product = &ir.steps[from];
-                    let takes = product.inputs.len() == 2
-                        && product.epilogue.is_empty()
-                        && is_bias(product, &ir.types[out], &ir.types[bias]);
-                    takes.then_some((from, bias))
-                });
-                match found {
-                    Some((from, bias)) => (from, Some(bias)),
-                    None => continue,
-                }
+                    // Bounds may be expanded to the result's shape.
+                    let narrow = producers.get(&other).map(|&p| &ir.steps[p]);
+                    let narrow = narrow.filter(|p| matches!(p.kind, Kind::Op(Op::Expand(_))));
+                    let bound = narrow.map_or(other, |p| p.inputs[0]);
+                    let operands = [other, bound];
+                    let part = operand(ir, &ir.steps[from], binary.op, operands, out)?;
+                    Some((from, part))
+                })
             }
-            _ => continue,
-        };
-        let function = match op {
-            Op::Unary(unary) => Some(unary.op),
             _ => None,
         };
-        // The product moves to where its result is final, so that the bias is there.
+        let Some((from, part)) = found else { continue };
+        // The product moves to where its result is final, so that the operands are there.
         let mut product = ir.steps[from].clone();
-        if let Some(bias) = bias {
-            let len = ir.types[bias].shape.len()?;
-            let flat = ir.add_value(TensorType::new(dtype, [len]));
-            ir.alias[flat] = ir.alias[bias];
-            product.inputs.push(ir.same(flat));
+        match part {
+            Part::Function(function) => product.epilogue.push(function),
+            Part::Bias(bias) => {
+                let len = ir.types[bias].shape.len()?;
+                let flat = ir.add_value(TensorType::new(dtype, [len]));
+                ir.alias[flat] = ir.alias[bias];
+                product.inputs.push(ir.same(flat));
+            }
+            Part::Residual(residual) => {
+                product.inputs.push(residual);
+                product.extras.residual = true;
+            }
+            Part::Bound(op, bound) => {
+                let own = product.extras.clamp;
+                let [low, high] = own.unwrap_or([f32::NEG_INFINITY, f32::INFINITY]);
+                product.extras.clamp = Some(match op {
+                    BinaryOp::Max => [low.max(bound), high],
+                    _ => [low, high.min(bound)],
+                });
+            }
         }
-        product.epilogue.extend(function);
         product
             .nodes
             .extend(std::mem::take(&mut ir.steps[at].nodes));
@@ -83,6 +103,37 @@ pub(super) fn epilogues(ir: &mut Ir) -> Result<()> {
     }
     ir.steps.retain(|s| !s.outputs.is_empty());
     Ok(())
+}
+
+/// What a function of a product's result and another operand is to the product, if it can take it;
+/// the operand as it is, and before it was expanded.
+fn operand(
+    ir: &Ir,
+    product: &Step,
+    op: BinaryOp,
+    [other, narrow]: [Id; 2],
+    out: Id,
+) -> Option<Part> {
+    let (ty, to) = (&ir.types[other], &ir.types[out]);
+    let extras = &product.extras;
+    let plain = product.epilogue.is_empty() && !extras.residual && extras.clamp.is_none();
+    let biased = product.inputs.len() > 2 + extras.inputs();
+    // The kernels of products do no more than a bias and functions.
+    let extends = matches!(product.kind, Kind::Op(Op::Conv(_))) && to.dtype == DType::F32;
+    match op {
+        BinaryOp::Add if plain && extras.is_empty() && !biased && is_bias(product, to, ty) => {
+            Some(Part::Bias(other))
+        }
+        BinaryOp::Add if plain && extends && ty == to => Some(Part::Residual(other)),
+        BinaryOp::Max | BinaryOp::Min if extends => {
+            let bound = ir.constant(narrow).filter(|c| c.len() == 1)?.item().ok()? as f32;
+            // The lower bound comes first.
+            let high = product.extras.clamp.map_or(f32::INFINITY, |[_, high]| high);
+            let fits = op == BinaryOp::Min || high == f32::INFINITY;
+            (fits && !bound.is_nan()).then_some(Part::Bound(op, bound))
+        }
+        _ => None,
+    }
 }
 
 /// Whether an operand is one number for each output channel of a product.

@@ -12,6 +12,7 @@ use opt_core::{DType, Result};
 use smallvec::SmallVec;
 
 use super::plan::{Id, Ir, Kind, Step};
+use crate::kernels::Extras;
 use crate::kernels::elementwise::{Operand, Spec, SpecNode};
 
 /// The most nodes of a program: beyond, its registers leave the first-level cache.
@@ -311,6 +312,7 @@ fn program(ir: &Ir, members: &[usize], leaves: impl Fn(Id) -> bool) -> Result<St
         inputs,
         outputs,
         epilogue: Vec::new(),
+        extras: Extras::default(),
         nodes,
     })
 }

@@ -6,7 +6,7 @@ use opt_core::ops::Cost;
 use opt_core::{Result, Tensor};
 
 use super::plan::{Assignment, Id, Ir, Kind, Place, Plan, Planned, Port, Step};
-use crate::kernels::Kernel;
+use crate::kernels::{Extras, Kernel};
 
 /// The slots while they are handed out.
 #[derive(Default)]
@@ -68,6 +68,7 @@ fn copy_assigned(ir: &mut Ir) {
             inputs: vec![source],
             outputs: vec![copy],
             epilogue: Vec::new(),
+            extras: Extras::default(),
             nodes: Vec::new(),
         });
         ir.assigns[i].1 = copy;

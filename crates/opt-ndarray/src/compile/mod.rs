@@ -1,5 +1,7 @@
 //! From a graph to a plan: bind shapes, lower, fold constants, fuse, place in memory.
 
+mod append;
+mod conv_norm;
 mod epilogue;
 mod fold;
 mod fuse;
@@ -52,7 +54,9 @@ pub(crate) fn compile_with(
     }
     fold::fold(&mut ir)?;
     if fusion {
+        conv_norm::fold(&mut ir);
         fuse::fuse(&mut ir)?;
+        append::chain(&mut ir)?;
     }
     ir.remove_dead();
     memory::plan(ir, threads, &costs)

@@ -13,7 +13,7 @@ use opt_core::{DType, Result, Tensor, TensorType};
 use super::plan::{Id, Ir, Kind, Lowered, Step};
 use crate::kernels::conv::Geometry;
 use crate::kernels::int8::{self, Finish, IntPath, Layer};
-use crate::kernels::{CompileCx, Kernel};
+use crate::kernels::{CompileCx, Extras, Kernel};
 
 #[derive(Debug)]
 struct LoweredLayer {
@@ -81,7 +81,9 @@ impl Index {
 
 fn op(ir: &Ir, step: usize) -> Option<&Op> {
     match &ir.steps[step].kind {
-        Kind::Op(op) if ir.steps[step].epilogue.is_empty() => Some(op),
+        Kind::Op(op) if ir.steps[step].epilogue.is_empty() && ir.steps[step].extras.is_empty() => {
+            Some(op)
+        }
         _ => None,
     }
 }
@@ -371,6 +373,7 @@ fn layer(ir: &mut Ir, at: usize, path: IntPath) -> Result<Option<(Step, Vec<usiz
         inputs: vec![integers],
         outputs: vec![output],
         epilogue: Vec::new(),
+        extras: Extras::default(),
         nodes,
     };
     Ok(Some((step, covered)))

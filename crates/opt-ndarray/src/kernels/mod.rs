@@ -5,6 +5,7 @@
 
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod amx;
+pub(crate) mod append;
 mod attention;
 pub(crate) mod conv;
 mod convert;
@@ -17,6 +18,7 @@ mod lanes;
 mod loss;
 mod math;
 mod matmul;
+mod max_rows;
 mod norm;
 mod pool;
 mod quant;
@@ -97,6 +99,67 @@ pub(crate) trait Kernel: Send + Sync + fmt::Debug {
     fn run(&self, args: &[Arg<'_>], outs: &mut [Out<'_>], cx: &mut RunCx<'_>) -> Result<()>;
 }
 
+/// What the compiler moved into a convolution or product beside functions of its result; only in
+/// `f32`. Inputs are the operands, the bias if there is one, scale, offset, mean and variance of the
+/// normalization before and of that after if there is one, the residual if there is one.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub(crate) struct Extras {
+    /// The channels of the first operand are normalized; only for convolutions.
+    pub(crate) before: Option<Normalize>,
+    /// Those of the result (with its bias) are, before anything else; only for convolutions, and
+    /// with a weight that is constant.
+    pub(crate) after: Option<Normalize>,
+    /// The last input, of the output's type, is added to the result (with its bias) before the
+    /// functions.
+    pub(crate) residual: bool,
+    /// `min(max(y, low), high)` of what the functions give.
+    pub(crate) clamp: Option<[f32; 2]>,
+}
+
+/// A batch normalization by constants, and whether a ReLU follows it.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Normalize {
+    pub(crate) epsilon: f64,
+    pub(crate) relu: bool,
+}
+
+impl Extras {
+    /// How many inputs are theirs.
+    pub(crate) fn inputs(&self) -> usize {
+        let norms = usize::from(self.before.is_some()) + usize::from(self.after.is_some());
+        4 * norms + usize::from(self.residual)
+    }
+
+    /// Whether there are none.
+    pub(crate) fn is_empty(&self) -> bool {
+        *self == Extras::default()
+    }
+
+    /// The name of a kernel that does these, too: `conv+add`.
+    pub(crate) fn name(&self, name: String) -> String {
+        let mut parts = name.splitn(2, '+');
+        let mut out = parts.next().unwrap_or_default().to_string();
+        out = match self.before {
+            Some(Normalize { relu: true, .. }) => "norm+relu+".to_string() + &out,
+            Some(_) => "norm+".to_string() + &out,
+            None => out,
+        };
+        if self.after.is_some() {
+            out += "+norm";
+        }
+        if self.residual {
+            out += "+add";
+        }
+        for functions in parts {
+            out = out + "+" + functions;
+        }
+        match self.clamp {
+            Some(_) => out + "+clip",
+            None => out,
+        }
+    }
+}
+
 /// What a family's `compile` works with.
 pub(crate) struct CompileCx<'a> {
     /// Types of the inputs, without symbols.
@@ -109,6 +172,8 @@ pub(crate) struct CompileCx<'a> {
     /// only for `conv` and `matmul` on `f32` (and on 16-bit floats, which run on the kernels of
     /// `f32`), which take a bias as their third input too.
     pub(crate) epilogue: &'a [UnaryOp],
+    /// What else happens to the output.
+    pub(crate) extras: Extras,
     /// How many threads will run the kernel.
     pub(crate) threads: usize,
 }
@@ -159,7 +224,10 @@ pub(crate) fn compile(op: &Op, cx: &CompileCx<'_>) -> Result<Box<dyn Kernel>> {
         Op::Conv(op) => conv::compile_conv(op, cx),
         Op::ConvTranspose(op) => conv::compile_conv_transpose(op, cx),
         Op::ConvGradWeight(op) => conv::compile_conv_grad_weight(op, cx),
-        Op::MaxPool(op) => pool::compile_max_pool(op, cx),
+        Op::MaxPool(op) => match max_rows::compile(op, cx)? {
+            Some(kernel) => Ok(kernel),
+            None => pool::compile_max_pool(op, cx),
+        },
         Op::MaxPoolGrad(op) => pool::compile_max_pool_grad(op, cx),
         Op::AvgPool(op) => pool::compile_avg_pool(op, cx),
         Op::AvgPoolGrad(op) => pool::compile_avg_pool_grad(op, cx),

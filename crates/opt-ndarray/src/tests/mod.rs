@@ -1,5 +1,6 @@
 //! Whole graphs: variables, assignments, errors, fusion, threads.
 
+mod conv_fusion;
 mod fusion;
 mod half;
 mod kernels;

@@ -1,0 +1,124 @@
+//! Max pooling of `f32` images by rows: the maxima of the rows of a window first, then those of its
+//! columns. Each is a pass over whole rows, which vectors do.
+
+use opt_core::Result;
+use opt_core::{DType, ops};
+
+use super::conv::Geometry;
+use super::{Arg, CompileCx, Kernel, Out, RunCx, parallel_chunks};
+
+/// Elements of an input that make a task.
+const TASK: usize = 1 << 15;
+
+#[derive(Debug)]
+struct MaxRows(Geometry);
+
+/// Max pooling in two dimensions; `None` where another kernel does it: on other types, in other
+/// dimensions, and where a window may lie outside of the image.
+pub(super) fn compile(op: &ops::MaxPool, cx: &CompileCx<'_>) -> Result<Option<Box<dyn Kernel>>> {
+    if cx.inputs[0].dtype != DType::F32 || op.kernel.len() != 2 {
+        return Ok(None);
+    }
+    let (x, y) = (cx.inputs[0].shape.fixed()?, cx.outputs[0].shape.fixed()?);
+    let g = Geometry::new(&x[2..], &y[2..], &op.kernel, &op.window);
+    let inside = |axis: usize| {
+        (0..g.output[axis]).all(|at| {
+            let taps = 0..g.kernel[axis];
+            taps.into_iter()
+                .any(|tap| g.inside(axis, tap).contains(&at))
+        })
+    };
+    if g.taps() == 1 || g.input_len() == 0 || g.output_len() == 0 || !inside(1) || !inside(2) {
+        return Ok(None);
+    }
+    Ok(Some(Box::new(MaxRows(g))))
+}
+
+/// The larger of two; NaN if one is.
+#[inline]
+fn larger(old: f32, new: f32) -> f32 {
+    if new > old || new.is_nan() { new } else { old }
+}
+
+fn raise(row: &mut [f32], by: &[f32]) {
+    for (o, &v) in row.iter_mut().zip(by) {
+        *o = larger(*o, v);
+    }
+}
+
+impl MaxRows {
+    /// The maxima of an image of one channel; `row` and `wide` have the length of an input row.
+    fn channel(&self, x: &[f32], y: &mut [f32], row: &mut [f32], wide: &mut [f32]) {
+        let g = &self.0;
+        let (width, stride) = (g.input[2], g.stride[2]);
+        for (at, y) in y.chunks_exact_mut(g.output[2]).enumerate() {
+            let rows = (0..g.kernel[1]).filter(|&ky| g.inside(1, ky).contains(&at));
+            for (i, ky) in rows.enumerate() {
+                let x = &x[g.source(1, at, ky) * width..][..width];
+                match i {
+                    0 => row.copy_from_slice(x),
+                    _ => raise(row, x),
+                }
+            }
+            // Windows that lie in the row are maxima of shifted rows, of which each `stride`-th
+            // is one; the others are few.
+            let reach = (g.kernel[2] - 1) * g.dilation[2];
+            let whole = width.saturating_sub(reach);
+            wide[..whole].copy_from_slice(&row[..whole]);
+            for kx in 1..g.kernel[2] {
+                raise(&mut wide[..whole], &row[kx * g.dilation[2]..]);
+            }
+            let first = g.pad[2].div_ceil(stride).min(y.len());
+            let inner = (whole + g.pad[2])
+                .saturating_sub(first * stride)
+                .div_ceil(stride);
+            let end = (first + inner).min(y.len());
+            if first < end {
+                let from = wide[first * stride - g.pad[2]..].iter().step_by(stride);
+                for (o, &v) in y[first..end].iter_mut().zip(from) {
+                    *o = v;
+                }
+            }
+            for x in (0..first).chain(end..y.len()) {
+                let taps = (0..g.kernel[2]).filter(|&kx| g.inside(2, kx).contains(&x));
+                let best = taps.map(|kx| row[g.source(2, x, kx)]).reduce(larger);
+                y[x] = best.expect("each window has pixels");
+            }
+        }
+    }
+}
+
+impl Kernel for MaxRows {
+    fn name(&self) -> String {
+        "max pool".to_string()
+    }
+
+    fn run(&self, args: &[Arg<'_>], outs: &mut [Out<'_>], cx: &mut RunCx<'_>) -> Result<()> {
+        let (x, y): (&[f32], &mut [f32]) = (args[0].typed(), outs[0].typed());
+        let (input, output, width) = (self.0.input_len(), self.0.output_len(), self.0.input[2]);
+        let channels = (TASK / input).max(1);
+        parallel_chunks(cx.threads, y, channels * output, |task, y| {
+            with_rows(width, |row, wide| {
+                let x = &x[task * channels * input..];
+                for (x, y) in x.chunks_exact(input).zip(y.chunks_exact_mut(output)) {
+                    self.channel(x, y, row, wide);
+                }
+            });
+        });
+        Ok(())
+    }
+}
+
+/// Runs with two rows of the thread.
+fn with_rows(width: usize, run: impl FnOnce(&mut [f32], &mut [f32])) {
+    thread_local!(static ROWS: std::cell::RefCell<Vec<f32>> = const {
+        std::cell::RefCell::new(Vec::new())
+    });
+    let mut rows = ROWS.take();
+    if rows.len() < 2 * width {
+        rows.resize(2 * width, 0.0);
+    }
+    let (row, wide) = rows[..2 * width].split_at_mut(width);
+    run(row, wide);
+    ROWS.set(rows);
+}
