@@ -5,6 +5,7 @@ use opt_core::Result;
 use opt_core::{DType, ops};
 
 use super::conv::Geometry;
+use super::tile::Isa;
 use super::{Arg, CompileCx, Kernel, Out, RunCx, parallel_chunks};
 
 /// Elements of an input that make a task.
@@ -35,21 +36,49 @@ pub(super) fn compile(op: &ops::MaxPool, cx: &CompileCx<'_>) -> Result<Option<Bo
 }
 
 /// The larger of two; NaN if one is.
-#[inline]
+#[inline(always)]
 fn larger(old: f32, new: f32) -> f32 {
     if new > old || new.is_nan() { new } else { old }
 }
 
-fn raise(row: &mut [f32], by: &[f32]) {
+#[inline(always)]
+fn raise_each(row: &mut [f32], by: &[f32]) {
     for (o, &v) in row.iter_mut().zip(by) {
         *o = larger(*o, v);
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512dq,avx512bw,avx512vl")]
+fn raise_avx512(row: &mut [f32], by: &[f32]) {
+    raise_each(row, by);
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2")]
+fn raise_avx2(row: &mut [f32], by: &[f32]) {
+    raise_each(row, by);
+}
+
+/// The larger of two rows' entries.
+fn raise(isa: Isa, row: &mut [f32], by: &[f32]) {
+    match isa {
+        #[cfg(target_arch = "x86_64")]
+        #[expect(unsafe_code, reason = "vector instructions")]
+        // SAFETY: `isa` is what the processor has.
+        Isa::Avx512 => unsafe { raise_avx512(row, by) },
+        #[cfg(target_arch = "x86_64")]
+        #[expect(unsafe_code, reason = "vector instructions")]
+        // SAFETY: `isa` is what the processor has.
+        Isa::Avx2 => unsafe { raise_avx2(row, by) },
+        Isa::Portable => raise_each(row, by),
     }
 }
 
 impl MaxRows {
     /// The maxima of an image of one channel; `row` and `wide` have the length of an input row.
     fn channel(&self, x: &[f32], y: &mut [f32], row: &mut [f32], wide: &mut [f32]) {
-        let g = &self.0;
+        let (g, isa) = (&self.0, Isa::get());
         let (width, stride) = (g.input[2], g.stride[2]);
         for (at, y) in y.chunks_exact_mut(g.output[2]).enumerate() {
             let rows = (0..g.kernel[1]).filter(|&ky| g.inside(1, ky).contains(&at));
@@ -57,7 +86,7 @@ impl MaxRows {
                 let x = &x[g.source(1, at, ky) * width..][..width];
                 match i {
                     0 => row.copy_from_slice(x),
-                    _ => raise(row, x),
+                    _ => raise(isa, row, x),
                 }
             }
             // Windows that lie in the row are maxima of shifted rows, of which each `stride`-th
@@ -66,7 +95,7 @@ impl MaxRows {
             let whole = width.saturating_sub(reach);
             wide[..whole].copy_from_slice(&row[..whole]);
             for kx in 1..g.kernel[2] {
-                raise(&mut wide[..whole], &row[kx * g.dilation[2]..]);
+                raise(isa, &mut wide[..whole], &row[kx * g.dilation[2]..]);
             }
             let first = g.pad[2].div_ceil(stride).min(y.len());
             let inner = (whole + g.pad[2])
@@ -121,4 +150,89 @@ fn with_rows(width: usize, run: impl FnOnce(&mut [f32], &mut [f32])) {
     let (row, wide) = rows[..2 * width].split_at_mut(width);
     run(row, wide);
     ROWS.set(rows);
+}
+
+#[cfg(test)]
+mod tests {
+    use opt_core::ops::{MaxPool, Window};
+    use opt_core::random::Philox;
+    use opt_core::{Tensor, TensorType};
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(60))]
+
+        #[test]
+        fn it_agrees_with_the_definition(
+            size in [1usize..20, 1usize..40], kernel in [1usize..5, 1usize..5],
+            stride in 1usize..4, dilation in 1usize..3, pad in 0usize..3,
+            nan in 0usize..60,
+        ) {
+            prop_assume!(kernel.iter().all(|&k| (k - 1) * dilation >= pad));
+            let out = [0, 1].map(|a| {
+                let span = (kernel[a] - 1) * dilation + 1;
+                (size[a] + 2 * pad).checked_sub(span).map(|rest| rest / stride + 1)
+            });
+            prop_assume!(out.iter().all(Option::is_some));
+            let out = out.map(Option::unwrap);
+            let window = Window::new(2).stride(stride).pad(pad).dilation(dilation);
+            let op = MaxPool {
+                kernel: kernel.as_slice().into(),
+                window,
+                ceil_mode: false,
+            };
+            let random = Philox::new(3);
+            let len = 6 * size[0] * size[1];
+            let mut x: Vec<f32> = (0..len as u64).map(|i| random.uniform(0, i) as f32).collect();
+            if nan < len {
+                x[nan] = f32::NAN;
+            }
+            let (from, to) = ([2, 3, size[0], size[1]], [2, 3, out[0], out[1]]);
+            let (inputs, outputs) = (
+                [TensorType::new(DType::F32, from.as_slice())],
+                [TensorType::new(DType::F32, to.as_slice())],
+            );
+            let constants: [Option<Tensor>; 1] = [None];
+            let cx = CompileCx {
+                inputs: &inputs,
+                outputs: &outputs,
+                constants: &constants,
+                epilogue: &[],
+                extras: Default::default(),
+                threads: 1,
+            };
+            let Some(kernel_of) = compile(&op, &cx).unwrap() else { return Ok(()) };
+            let mut y = vec![0f32; 6 * out[0] * out[1]];
+            let arg = Arg { dtype: DType::F32, shape: &from, bytes: bytemuck::cast_slice(&x) };
+            let mut outs = [Out {
+                dtype: DType::F32,
+                shape: &to,
+                bytes: bytemuck::cast_slice_mut(&mut y),
+            }];
+            let mut run = RunCx { threads: 1, scratch: &mut [] };
+            kernel_of.run(&[arg], &mut outs, &mut run).unwrap();
+            for (i, &found) in y.iter().enumerate() {
+                let (channel, at) = (i / (out[0] * out[1]), i % (out[0] * out[1]));
+                let (oy, ox) = (at / out[1], at % out[1]);
+                let mut best: Option<f32> = None;
+                for (ky, kx) in (0..kernel[0]).flat_map(|y| (0..kernel[1]).map(move |x| (y, x))) {
+                    let (iy, ix) = (oy * stride + ky * dilation, ox * stride + kx * dilation);
+                    let (Some(iy), Some(ix)) = (iy.checked_sub(pad), ix.checked_sub(pad)) else {
+                        continue;
+                    };
+                    if iy < size[0] && ix < size[1] {
+                        let v = x[(channel * size[0] + iy) * size[1] + ix];
+                        best = Some(match best {
+                            Some(b) if b.is_nan() || v <= b => b,
+                            _ => v,
+                        });
+                    }
+                }
+                let best = best.expect("no window is outside");
+                prop_assert!(found == best || found.is_nan() && best.is_nan(), "{} {}", found, best);
+            }
+        }
+    }
 }

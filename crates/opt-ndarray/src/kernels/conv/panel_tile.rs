@@ -6,6 +6,10 @@
 use super::patch::Chunk;
 use crate::kernels::tile::Isa;
 
+/// How far ahead of its use the weight is called for: large ones come from afar.
+#[cfg(target_arch = "x86_64")]
+const AHEAD: usize = 512;
+
 /// Output channels and vectors of pixels that a [`tile`] has in registers.
 pub(super) fn size(isa: Isa) -> (usize, usize) {
     match isa {
@@ -124,10 +128,23 @@ macro_rules! kernels {
         unsafe fn $tile<const ROWS: usize, const NV: usize>(t: Tile) {
             let zero: $vec = $zero;
             let mut sums = [[zero; NV]; ROWS];
+            // What is read and written when the sums are whole.
+            let residual = t.finish.map_or(std::ptr::null(), |finish| finish.residual);
+            let olds = [t.out.cast_const(), residual];
+            for old in olds.into_iter().filter(|old| !old.is_null()) {
+                for r in 0..ROWS {
+                    for v in 0..NV {
+                        let at = old.wrapping_add(r * t.out_row + v * $lanes);
+                        _mm_prefetch::<_MM_HINT_T0>(at.cast());
+                    }
+                }
+            }
             let (mut a, mut b) = (t.a, t.b);
             for _ in 0..t.k {
                 // SAFETY: the caller vouches for `k` rows of both.
                 unsafe {
+                    // The tiles of a block lie one after the other.
+                    _mm_prefetch::<_MM_HINT_T0>(a.wrapping_add(AHEAD).cast());
                     let mut columns = [zero; NV];
                     for v in 0..NV {
                         columns[v] = $load(b.add(v * $lanes));
@@ -198,7 +215,7 @@ mod x86 {
     use std::arch::x86_64::*;
 
     use super::super::masks::x86::*;
-    use super::{Pack, Tile};
+    use super::{AHEAD, Pack, Tile};
 
     kernels!(
         pack512,
@@ -376,6 +393,27 @@ mod x86 {
             }
         }
     }
+}
+
+/// Calls for the pixels that [`pack`] will copy, with a kernel of one entry.
+pub(super) fn fetch(p: &Pack<'_>) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        for channel in p.first..p.last {
+            let image = p.image.wrapping_add(channel * p.channel);
+            for chunk in p.chunks {
+                let at = image.wrapping_offset(chunk.from as isize);
+                #[expect(unsafe_code, reason = "vector intrinsics")]
+                // SAFETY: a hint, which may name any address; every such processor has it.
+                unsafe {
+                    _mm_prefetch::<_MM_HINT_T0>(at.cast());
+                }
+            }
+        }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = p;
 }
 
 /// # Safety

@@ -10,7 +10,7 @@ use std::ops::Range;
 use opt_core::ops::UnaryOp;
 
 use super::columns::Geometry;
-use super::panel_tile::{Finish, Pack, Tile, pack, size, tile};
+use super::panel_tile::{Finish, Pack, Tile, fetch, pack, size, tile};
 use super::patch::Patches;
 use super::real::Real;
 use crate::kernels::tile::Isa;
@@ -122,17 +122,32 @@ impl Panels {
         self.groups * self.outputs * self.k
     }
 
-    /// Lays out the weight `weight(output channel, entry)`: by tiles of output channels, and in a
-    /// tile entry by entry.
+    /// How the entries of the weight are cut into blocks: their number and size.
+    fn blocks(&self) -> (usize, usize) {
+        let count = self.k.div_ceil(DEPTH);
+        (count, self.k.div_ceil(count))
+    }
+
+    /// Where a tile of a block of entries starts in the packed weight.
+    fn place(&self, group: usize, entries: &Range<usize>, rows: &Range<usize>) -> usize {
+        let before = group * self.outputs * self.k + entries.start * self.outputs;
+        before + rows.start * entries.len()
+    }
+
+    /// Lays out the weight `weight(output channel, entry)` in the order in which it is read: by
+    /// blocks of entries, in a block by tiles of output channels, and in a tile entry by entry.
     pub(super) fn pack(&self, weight: impl Fn(usize, usize) -> f32, packed: &mut [f32]) {
+        let (blocks, depth) = self.blocks();
         for group in 0..self.groups {
-            for t in 0..self.tiles() {
-                let rows = self.tile(t);
-                let first = group * self.outputs + rows.start;
-                let own = &mut packed[first * self.k..][..rows.len() * self.k];
-                for (entry, of) in own.chunks_exact_mut(rows.len()).enumerate() {
-                    for (r, v) in of.iter_mut().enumerate() {
-                        *v = weight(first + r, entry);
+            for block in 0..blocks {
+                let entries = block * depth..self.k.min((block + 1) * depth);
+                for t in 0..self.tiles() {
+                    let rows = self.tile(t);
+                    let own = &mut packed[self.place(group, &entries, &rows)..];
+                    for (of, entry) in own.chunks_exact_mut(rows.len()).zip(entries.clone()) {
+                        for (r, v) in of.iter_mut().enumerate() {
+                            *v = weight(group * self.outputs + rows.start + r, entry);
+                        }
                     }
                 }
             }
@@ -224,8 +239,7 @@ impl Panels {
         part: &Part,
     ) {
         let (k, width) = (self.k, self.patches.width);
-        let blocks = k.div_ceil(DEPTH);
-        let depth = k.div_ceil(blocks);
+        let (blocks, depth) = self.blocks();
         let x = &x[part.group * self.inputs * self.patches.channel..];
         // Room to start at a cache line.
         f32::buffer(depth * width + 2 * SLACK, |buffer| {
@@ -301,11 +315,24 @@ impl Panels {
             pack(self.isa, copy);
         }
         let last = entries.end == k;
-        for t in part.tiles.clone() {
+        // The pixels of the next panel come from afar while this one is multiplied. Other kernels
+        // read each pixel many times.
+        let next = (taps == 1 && part.panels.contains(&(j + 1))).then(|| self.patches.of(j + 1));
+        for (i, t) in part.tiles.clone().enumerate() {
+            if let Some(chunks) = next {
+                let cut = |i: usize| entries.start + entries.len() * i / part.tiles.len();
+                fetch(&Pack {
+                    chunks,
+                    first: cut(i),
+                    last: cut(i + 1),
+                    ..copy
+                });
+            }
             let rows = self.tile(t);
             let first = part.group * self.outputs + rows.start;
             let at = start + first * pixels + j * width;
-            let a = &packed[first * k..][..rows.len() * k];
+            let a = &packed[self.place(part.group, &entries, &rows)..];
+            assert!(a.len() >= rows.len() * entries.len());
             let finish = last.then(|| Finish {
                 bias: after.bias.map_or(std::ptr::null(), |b| b[first..].as_ptr()),
                 residual: after
@@ -315,7 +342,7 @@ impl Panels {
             });
             let tile_of = Tile {
                 k: entries.len(),
-                a: a[entries.start * rows.len()..].as_ptr(),
+                a: a.as_ptr(),
                 b: panel.as_ptr(),
                 out: out.at(at),
                 out_row: pixels,
