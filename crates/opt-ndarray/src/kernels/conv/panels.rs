@@ -166,7 +166,7 @@ impl Panels {
         // channels a large weight is read by one thread only; but each part copies all patches.
         let want = (4 * threads).div_ceil(units);
         if size_of::<f32>() * self.outputs * self.k > NEAR {
-            let over_tiles = want.div_ceil(2).min(tiles / 8).max(1);
+            let over_tiles = want.div_ceil(2).min(tiles / 16).max(1);
             [
                 over_tiles,
                 want.div_ceil(2).div_ceil(over_tiles).min(panels),
@@ -290,10 +290,12 @@ impl Panels {
         let (k, lanes) = (self.k, self.isa.lanes());
         let cols = width.min(pixels - j * width);
         let vectors = cols.div_ceil(lanes);
+        assert!(x.len() >= self.inputs * channel && entries.end <= k);
+        assert!(panel.len() >= entries.len() * vectors * lanes + SLACK);
         let copy = Pack {
             image: x.as_ptr(),
             channel,
-            chunks: self.patches.of(j),
+            chunks: &[],
             taps,
             stride,
             first: entries.start,
@@ -305,19 +307,20 @@ impl Panels {
                 (b.scale[first..].as_ptr(), b.offset[first..].as_ptr(), b.low)
             }),
         };
-        assert!(x.len() >= self.inputs * channel && entries.end <= k);
-        assert!(panel.len() >= entries.len() * vectors * lanes + SLACK);
-        #[expect(unsafe_code, reason = "vector kernel")]
-        // SAFETY: the masks let elements of a channel through only, and `x` has all channels of
-        // the entries; the panel has the rows and a vector beyond them; `self.isa` is the
-        // processor's and not portable.
-        unsafe {
-            pack(self.isa, copy);
-        }
+        self.patches.with(j, |chunks| {
+            #[expect(unsafe_code, reason = "vector kernel")]
+            // SAFETY: the masks let elements of a channel through only, and `x` has all channels of
+            // the entries; the panel has the rows and a vector beyond them; `self.isa` is the
+            // processor's and not portable.
+            unsafe {
+                pack(self.isa, Pack { chunks, ..copy });
+            }
+        });
         let last = entries.end == k;
         // The pixels of the next panel come from afar while this one is multiplied. Other kernels
         // read each pixel many times.
-        let next = (taps == 1 && part.panels.contains(&(j + 1))).then(|| self.patches.of(j + 1));
+        let near = taps == 1 && part.panels.contains(&(j + 1));
+        let next = self.patches.kept(j + 1).filter(|_| near);
         for (i, t) in part.tiles.clone().enumerate() {
             if let Some(chunks) = next {
                 let cut = |i: usize| entries.start + entries.len() * i / part.tiles.len();
@@ -438,6 +441,25 @@ mod tests {
             for isa in isas() {
                 check(isa, found.as_ref().unwrap(), channels, 2);
             }
+        }
+    }
+
+    #[test]
+    fn chunks_that_are_not_kept_are_the_same() {
+        let g = geometry([23, 31], [3, 3], [2, 1], [1; 2], [1; 2], [1; 2]).unwrap();
+        let (x, w) = (values(1, 5 * g.input_len()), values(2, 9 * 5 * g.taps()));
+        for isa in isas() {
+            let mut panels = Panels::on(isa, 1, 5, 9, &g).unwrap();
+            let mut packed = vec![f32::NAN; panels.packed_len()];
+            panels.pack(|row, entry| w[row * 45 + entry], &mut packed);
+            let mut outs = [0, 1].map(|_| vec![f32::NAN; 9 * g.output_len()]);
+            panels.run(&x, &packed, None, &After::default(), &mut outs[0], 1);
+            let (width, lanes) = (panels.patches.width, isa.lanes());
+            assert!(panels.patches.kept(0).is_some());
+            panels.patches = Patches::keeping(0, &g, width, lanes).unwrap();
+            assert!(panels.patches.kept(0).is_none());
+            panels.run(&x, &packed, None, &After::default(), &mut outs[1], 1);
+            assert_eq!(outs[0], outs[1]);
         }
     }
 

@@ -2,10 +2,13 @@
 //! *patches*, cut into panels of some output pixels each, and their rows into chunks that a vector
 //! loads at once.
 
+use std::cell::RefCell;
+
 use super::columns::Geometry;
 
-/// The most chunks of a convolution: beyond, the table of them is no small thing beside the image.
-const CHUNKS: usize = 1 << 19;
+/// The most chunks that are kept: beyond, the table of them is no small thing beside the image, and
+/// those of a panel are laid out when it is copied.
+const KEPT: usize = 1 << 18;
 
 /// Pixels side by side of one output row, as one kernel entry reads them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,25 +26,36 @@ pub(super) struct Chunk {
 /// The patches of a convolution in two dimensions.
 #[derive(Debug, Clone)]
 pub(super) struct Patches {
+    geometry: Geometry,
     pub(super) taps: usize,
     /// Elements of a channel of the input.
     pub(super) channel: usize,
-    /// Output pixels.
+    /// Output pixels, and those of a row of them.
     pub(super) pixels: usize,
+    row: usize,
     /// Pixels of a panel.
     pub(super) width: usize,
+    lanes: usize,
     /// Distance of two pixels of a row in the input.
     pub(super) stride: usize,
-    /// The chunks of each panel: as many for each kernel entry, entry after entry.
+    /// The chunks of each panel, and where they start, and the end; empty if they are not kept.
     chunks: Vec<Chunk>,
-    /// Where the chunks of each panel start, and the end.
     starts: Vec<usize>,
 }
 
 impl Patches {
-    /// The patches for panels of `width` pixels and vectors of `lanes`; `None` in three dimensions
-    /// or if there are too many.
+    /// The patches for panels of `width` pixels and vectors of `lanes`; `None` in three dimensions.
     pub(super) fn new(g: &Geometry, width: usize, lanes: usize) -> Option<Patches> {
+        Patches::keeping(KEPT, g, width, lanes)
+    }
+
+    /// [`Patches::new`], keeping so many chunks at most.
+    pub(super) fn keeping(
+        most: usize,
+        g: &Geometry,
+        width: usize,
+        lanes: usize,
+    ) -> Option<Patches> {
         let flat = g.input[0] == 1 && g.output[0] == 1 && g.kernel[0] == 1 && g.pad[0] == 0;
         let (taps, pixels) = (g.taps(), g.output_len());
         if !flat || taps == 0 || pixels == 0 || i32::try_from(g.input_len()).is_err() {
@@ -52,54 +66,76 @@ impl Patches {
             true => (1, pixels),
             false => (g.output[1], g.output[2]),
         };
-        let panels = pixels.div_ceil(width);
-        let most = (pixels / lanes + rows + panels).saturating_mul(taps);
-        if most > CHUNKS {
-            return None;
-        }
-        let mut chunks = Vec::new();
-        let mut starts = vec![0];
-        for panel in 0..panels {
-            let end = pixels.min((panel + 1) * width);
-            for ky in 0..g.kernel[1] {
-                for kx in 0..g.kernel[2] {
-                    let mut at = panel * width;
-                    while at < end {
-                        let (y, x) = (at / row, at % row);
-                        let len = lanes.min(row - x).min(end - at);
-                        let to = (at - panel * width) as u32;
-                        chunks.push(match g.is_pointwise() {
-                            true => Chunk {
-                                from: at as i32,
-                                mask: ones(0..len),
-                                to,
-                            },
-                            false => chunk(g, [y, x], [ky, kx], len, to),
-                        });
-                        at += len;
-                    }
-                }
-            }
-            starts.push(chunks.len());
-        }
-        Some(Patches {
+        let mut patches = Patches {
+            geometry: g.clone(),
             taps,
             channel: g.input_len(),
             pixels,
+            row,
             width,
+            lanes,
             stride: g.stride[2],
-            chunks,
-            starts,
-        })
+            chunks: Vec::new(),
+            starts: Vec::new(),
+        };
+        let count = (pixels / lanes + rows + patches.panels()).saturating_mul(taps);
+        if count <= most {
+            let (mut chunks, mut starts) = (Vec::new(), vec![0]);
+            for panel in 0..patches.panels() {
+                patches.lay(panel, &mut chunks);
+                starts.push(chunks.len());
+            }
+            (patches.chunks, patches.starts) = (chunks, starts);
+        }
+        Some(patches)
     }
 
     pub(super) fn panels(&self) -> usize {
-        self.starts.len() - 1
+        self.pixels.div_ceil(self.width)
     }
 
-    /// The chunks of a panel, entry after entry.
-    pub(super) fn of(&self, panel: usize) -> &[Chunk] {
-        &self.chunks[self.starts[panel]..self.starts[panel + 1]]
+    /// Appends the chunks of a panel: as many for each kernel entry, entry after entry.
+    fn lay(&self, panel: usize, chunks: &mut Vec<Chunk>) {
+        let g = &self.geometry;
+        let end = self.pixels.min((panel + 1) * self.width);
+        for ky in 0..g.kernel[1] {
+            for kx in 0..g.kernel[2] {
+                let mut at = panel * self.width;
+                while at < end {
+                    let (y, x) = (at / self.row, at % self.row);
+                    let len = self.lanes.min(self.row - x).min(end - at);
+                    let to = (at - panel * self.width) as u32;
+                    chunks.push(match g.is_pointwise() {
+                        true => Chunk {
+                            from: at as i32,
+                            mask: ones(0..len),
+                            to,
+                        },
+                        false => chunk(g, [y, x], [ky, kx], len, to),
+                    });
+                    at += len;
+                }
+            }
+        }
+    }
+
+    /// The chunks of a panel, if they are kept.
+    pub(super) fn kept(&self, panel: usize) -> Option<&[Chunk]> {
+        let (&start, &end) = (self.starts.get(panel)?, self.starts.get(panel + 1)?);
+        Some(&self.chunks[start..end])
+    }
+
+    /// Runs with the chunks of a panel.
+    pub(super) fn with(&self, panel: usize, run: impl FnOnce(&[Chunk])) {
+        if let Some(chunks) = self.kept(panel) {
+            return run(chunks);
+        }
+        thread_local!(static OWN: RefCell<Vec<Chunk>> = const { RefCell::new(Vec::new()) });
+        let mut own = OWN.take();
+        own.clear();
+        self.lay(panel, &mut own);
+        run(&own);
+        OWN.set(own);
     }
 }
 
