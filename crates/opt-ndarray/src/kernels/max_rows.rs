@@ -94,7 +94,7 @@ impl MaxRows {
             let reach = (g.kernel[2] - 1) * g.dilation[2];
             let whole = width.saturating_sub(reach);
             wide[..whole].copy_from_slice(&row[..whole]);
-            for kx in 1..g.kernel[2] {
+            for kx in (1..g.kernel[2]).filter(|_| whole > 0) {
                 raise(isa, &mut wide[..whole], &row[kx * g.dilation[2]..]);
             }
             let first = g.pad[2].div_ceil(stride).min(y.len());
@@ -170,13 +170,13 @@ mod tests {
             stride in 1usize..4, dilation in 1usize..3, pad in 0usize..3,
             nan in 0usize..60,
         ) {
-            prop_assume!(kernel.iter().all(|&k| (k - 1) * dilation >= pad));
+            let pad = kernel.iter().fold(pad, |pad, &k| pad.min((k - 1) * dilation));
             let out = [0, 1].map(|a| {
                 let span = (kernel[a] - 1) * dilation + 1;
                 (size[a] + 2 * pad).checked_sub(span).map(|rest| rest / stride + 1)
             });
-            prop_assume!(out.iter().all(Option::is_some));
-            let out = out.map(Option::unwrap);
+            let [Some(height), Some(width)] = out else { return Ok(()) };
+            let out = [height, width];
             let window = Window::new(2).stride(stride).pad(pad).dilation(dilation);
             let op = MaxPool {
                 kernel: kernel.as_slice().into(),
