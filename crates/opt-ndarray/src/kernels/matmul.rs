@@ -6,7 +6,7 @@ use opt_core::{DType, Element, Error, Result};
 
 use super::convert::Walk;
 use super::elementwise;
-use super::gemm::{self, Base, Gemm, Lhs, Mat, PackedRhs, Rhs};
+use super::gemm::{self, Base, Finish, Gemm, Lhs, Mat, PackedRhs, Rhs};
 use super::{Arg, CompileCx, Kernel, Out, RunCx, parallel_chunks};
 
 pub(crate) fn compile(op: &ops::MatMul, cx: &CompileCx<'_>) -> Result<Box<dyn Kernel>> {
@@ -98,12 +98,11 @@ impl MatMul {
                 base: bias.map_or(Base::Zero, Base::Row),
                 threads,
             };
-            gemm.run(out, self.n);
-            if !self.epilogue.is_empty() {
-                parallel_chunks(threads, out, 1 << 14, |_, out| {
-                    elementwise::apply(&self.epilogue, out);
-                });
-            }
+            let finish = Finish {
+                residual: None,
+                functions: &self.epilogue,
+            };
+            gemm.run_with(finish, out, self.n);
         };
         let size = self.m * self.n;
         if self.a_offsets.len() > 1 && gemm::on_tiles(self.m, self.n, self.k) {
