@@ -5,17 +5,21 @@
 //! FILTER picks cases by a part of their name. `--torch` names a Python that has PyTorch, and
 //! times the same products there, in turn with this library's (`peers/gemm_torch.py`).
 //!
-//! A case is one product of two inputs, through a session, which copies its output; `^T` marks an
-//! operand that lies transposed in memory. A case with a constant right operand, which is packed
-//! once, has `weights` in its name; PyTorch has no such thing and gets the plain product. The best
-//! of many runs counts, because other work on the machine only ever adds time.
+//! A case is one product of two inputs, without the copies that a session makes of its outputs;
+//! `^T` marks an operand that lies transposed in memory. A case with a constant right operand,
+//! which is packed once, has `weights` in its name; PyTorch has no such thing and gets the plain
+//! product. The best of many runs counts, because other work on the machine only ever adds time.
 
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Duration;
 
 use opt_core::random::Philox;
-use opt_core::{Backend, CompileSpec, DType, GraphBuilder, Result, Session, Tensor, TensorType};
+use opt_core::{
+    Backend, CompileSpec, DType, Executable, GraphBuilder, ProfileOptions, Result, Tensor,
+    TensorType,
+};
 use opt_ndarray::NdarrayBackend;
 
 /// How often this library and the other one take turns at a case.
@@ -49,8 +53,8 @@ impl Case {
         2e-9 * (self.m * self.n * self.k) as f64
     }
 
-    /// A session of the product alone, and its inputs.
-    fn session(&self, threads: usize) -> Result<(Box<dyn Session>, Vec<Tensor>)> {
+    /// An executable of the product alone, and its inputs.
+    fn compile(&self, threads: usize) -> Result<(Arc<dyn Executable>, Vec<Tensor>)> {
         let shape = |rows, cols, trans| if trans { [cols, rows] } else { [rows, cols] };
         let a = noise(&shape(self.m, self.k, self.trans_a), 1)?;
         let b = noise(&shape(self.k, self.n, self.trans_b), 2)?;
@@ -66,7 +70,7 @@ impl Case {
         builder.output("out", out)?;
         let backend = NdarrayBackend::new().threads(threads);
         let executable = backend.compile(&builder.finish()?, &CompileSpec::new())?;
-        Ok((executable.session()?, inputs))
+        Ok((executable, inputs))
     }
 }
 
@@ -136,17 +140,15 @@ fn noise(shape: &[usize], seed: u64) -> Result<Tensor> {
     Tensor::new(shape.to_vec(), data)
 }
 
-/// The best time of a run.
-fn best(session: &mut dyn Session, inputs: &[Tensor], time: Duration) -> Result<f64> {
-    let mut outputs = Vec::new();
-    session.run_into(inputs, &mut outputs)?;
-    let (start, mut best) = (Instant::now(), f64::INFINITY);
-    while start.elapsed() < time {
-        let run = Instant::now();
-        session.run_into(inputs, &mut outputs)?;
-        best = best.min(run.elapsed().as_secs_f64());
-    }
-    Ok(best)
+/// The best time of the product in seconds.
+fn best(executable: &dyn Executable, inputs: &[Tensor], time: Duration) -> Result<f64> {
+    let run = |runs| -> Result<f64> {
+        let profile = executable.profile(inputs, &ProfileOptions::new().warmup(2).runs(runs))?;
+        let nanoseconds: u64 = profile.steps.iter().map(|s| s.time.min_ns).sum();
+        Ok(nanoseconds as f64 * 1e-9)
+    };
+    let once = run(3)?;
+    Ok(run((time.as_secs_f64() / once).clamp(3.0, 1e5) as usize)?.min(once))
 }
 
 /// The other library's program.
@@ -219,10 +221,10 @@ fn main() -> std::result::Result<(), Failure> {
     for case in cases().iter().filter(|case| case.name().contains(&filter)) {
         print!("{:42}", case.name());
         for threads in [1, 2] {
-            let (mut session, inputs) = case.session(threads)?;
+            let (executable, inputs) = case.compile(threads)?;
             let (mut own, mut other) = (f64::INFINITY, f64::INFINITY);
             for _ in 0..ROUNDS {
-                own = own.min(best(&mut *session, &inputs, time)?);
+                own = own.min(best(&*executable, &inputs, time)?);
                 if let Some(peer) = &mut peer {
                     other = other.min(peer.best(case, threads, time)?);
                 }
