@@ -6,12 +6,13 @@
 //! times the same products there, in turn with this library's (`peers/gemm_torch.py`).
 //!
 //! A case is one product of two inputs, without the copies that a session makes of its outputs;
-//! `^T` marks an operand that lies transposed in memory. A case with a constant right operand, which is packed
-//! once, has `weights` in its name; PyTorch has no such thing and gets the plain product. The best
-//! of many runs counts, because other work on the machine only ever adds time.
+//! `^T` marks an operand that lies transposed in memory. A case with a constant right operand,
+//! which is packed once, has `weights` in its name; PyTorch has no such thing and gets the plain
+//! product. The best of many runs counts, because other work on the machine only ever adds time.
 
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
 use opt_core::random::Philox;
@@ -53,7 +54,7 @@ impl Case {
     }
 
     /// An executable of the product alone, and its inputs.
-    fn compile(&self, threads: usize) -> Result<(std::sync::Arc<dyn Executable>, Vec<Tensor>)> {
+    fn compile(&self, threads: usize) -> Result<(Arc<dyn Executable>, Vec<Tensor>)> {
         let shape = |rows, cols, trans| if trans { [cols, rows] } else { [rows, cols] };
         let a = noise(&shape(self.m, self.k, self.trans_a), 1)?;
         let b = noise(&shape(self.k, self.n, self.trans_b), 2)?;

@@ -9,6 +9,15 @@ use super::elementwise;
 use super::gemm::{self, Base, Finish, Gemm, Lhs, Mat, PackedRhs, Rhs};
 use super::{Arg, CompileCx, Kernel, Out, RunCx, parallel_chunks};
 
+/// Multiply-adds from which a product of a batch is cut itself.
+const LARGE: usize = 1 << 23;
+
+/// Multiply-adds of a batch from which a second thread is worth its start.
+const PARALLEL: usize = 1 << 20;
+
+/// Multiply-adds that are worth a task of their own.
+const TASK: usize = 1 << 18;
+
 pub(crate) fn compile(op: &ops::MatMul, cx: &CompileCx<'_>) -> Result<Box<dyn Kernel>> {
     let (a, b) = (cx.inputs[0].shape.fixed()?, cx.inputs[1].shape.fixed()?);
     let out = cx.outputs[0].shape.fixed()?;
@@ -105,8 +114,22 @@ impl MatMul {
             gemm.run_with(finish, out, self.n);
         };
         let size = self.m * self.n;
-        if self.a_offsets.len() > 1 && gemm::on_tiles(self.m, self.n, self.k) {
-            parallel_chunks(threads, out, size, |batch, out| one(batch, out, 1));
+        let batches = self.a_offsets.len();
+        let each = size.saturating_mul(self.k);
+        // Few large products are each cut into parts, many small ones shared out.
+        let few = batches < 4 * threads && each >= LARGE;
+        if batches > 1 && !few && gemm::on_tiles(self.m, self.n, self.k) {
+            let threads = if each.saturating_mul(batches) < PARALLEL {
+                1
+            } else {
+                threads
+            };
+            let together = (TASK / each.max(1)).clamp(1, batches);
+            parallel_chunks(threads, out, together * size, |chunk, out| {
+                for (i, out) in out.chunks_mut(size.max(1)).enumerate() {
+                    one(chunk * together + i, out, 1);
+                }
+            });
         } else {
             for (batch, out) in out.chunks_mut(size.max(1)).enumerate() {
                 one(batch, out, threads);

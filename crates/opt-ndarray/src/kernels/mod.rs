@@ -21,8 +21,8 @@ mod lanes;
 mod loss;
 mod math;
 mod matmul;
-mod minifloat;
 mod max_rows;
+mod minifloat;
 mod norm;
 mod pool;
 mod quant;
@@ -242,10 +242,10 @@ pub(crate) fn compile(op: &Op, cx: &CompileCx<'_>) -> Result<Box<dyn Kernel>> {
         Op::AvgPoolGrad(op) => pool::compile_avg_pool_grad(op, cx),
         Op::BatchNorm(op) => norm::compile_batch_norm(op, cx),
         Op::BatchNormGrad(_) => norm::compile_batch_norm_grad(cx),
-        Op::LayerNorm(op) => row_norm::compile_layer_norm(op, cx),
-        Op::GroupNorm(op) => row_norm::compile_group_norm(op, cx),
-        Op::InstanceNorm(op) => row_norm::compile_instance_norm(op, cx),
-        Op::RmsNorm(op) => row_norm::compile_rms_norm(op, cx),
+        Op::LayerNorm(op) => norm::compile_layer_norm(op, cx),
+        Op::GroupNorm(op) => norm::compile_group_norm(op, cx),
+        Op::InstanceNorm(op) => norm::compile_instance_norm(op, cx),
+        Op::RmsNorm(op) => norm::compile_rms_norm(op, cx),
         Op::Lstm(op) => recurrent::compile_lstm(op, cx),
         Op::LstmGrad(op) => recurrent::compile_lstm_grad(op, cx),
         Op::Gru(op) => recurrent::compile_gru(op, cx),

@@ -6,6 +6,7 @@ use opt_core::ops;
 use opt_core::{DType, Element, Error, Result, TensorType};
 
 use super::batch_norm::{Normalize, NormalizeGrad};
+use super::row_norm::normalize_rows;
 use super::wide::{Wide, is_half};
 use super::{Arg, CompileCx, Kernel, Out, RunCx, SharedMut, parallel, parallel_chunks, real};
 use crate::compile::plan::Lowered;
@@ -345,4 +346,147 @@ pub(crate) fn compile_batch_norm_grad(cx: &CompileCx<'_>) -> Result<Box<dyn Kern
         return NormalizeGrad::default().compile(cx);
     }
     Ok(Box::new(BatchNormGrad(Channels::new(&cx.inputs[0])?)))
+}
+
+/// Normalizes each of equal runs of entries, then scales and shifts.
+#[derive(Debug)]
+struct RowNorm {
+    name: &'static str,
+    /// Entries normalized together.
+    row: usize,
+    epsilon: f64,
+    /// Whether the mean is subtracted.
+    centre: bool,
+    /// Entry `i` of the tensor has parameter `i / inner % parameters`.
+    inner: usize,
+    parameters: usize,
+}
+
+/// Entries of rows that a thread takes at once.
+const CHUNK: usize = 1 << 12;
+
+impl RowNorm {
+    /// Rows whose parameters differ from entry to entry.
+    fn rows(&self, args: &[Arg<'_>], out: &mut [f32], threads: usize) {
+        let (x, scale) = (args[0].typed::<f32>(), args[1].typed::<f32>());
+        let bias = args.get(2).map(|b| b.typed::<f32>());
+        let threads = if x.len() < 1 << 14 { 1 } else { threads };
+        let count = (CHUNK / self.row).max(1) * self.row;
+        parallel_chunks(threads, out, count, |chunk, out| {
+            let x = &x[chunk * count..][..out.len()];
+            normalize_rows(x, scale, bias, self.centre, self.epsilon as f32, out);
+        });
+    }
+
+    fn run_as<T: Real>(&self, args: &[Arg<'_>], out: &mut [T], threads: usize) {
+        let (x, scale) = (args[0].typed::<T>(), args[1].typed::<T>());
+        let bias = args.get(2).map(|b| b.typed::<T>());
+        let threads = if x.len() < 1 << 14 { 1 } else { threads };
+        let over = T::of(1.0 / self.row as f64);
+        parallel_chunks(threads, out, self.row.max(1), |row, out| {
+            let start = row * self.row;
+            let x = &x[start..][..self.row];
+            let mean = if self.centre {
+                sum_of(x, |v| v) * over
+            } else {
+                T::ZERO
+            };
+            let var = sum_of(x, |v| (v - mean) * (v - mean)) * over;
+            let inv = (var + T::of(self.epsilon)).root().inverse();
+            for (j, out) in out.chunks_mut(self.inner).enumerate() {
+                let first = start + j * self.inner;
+                let p = first / self.inner % self.parameters;
+                let a = inv * scale[p];
+                let b = bias.map_or(T::ZERO, |b| b[p]);
+                for (y, &x) in out.iter_mut().zip(&x[j * self.inner..]) {
+                    *y = (x - mean) * a + b;
+                }
+            }
+        });
+    }
+}
+
+impl Kernel for RowNorm {
+    fn name(&self) -> String {
+        self.name.to_string()
+    }
+
+    fn run(&self, args: &[Arg<'_>], outs: &mut [Out<'_>], cx: &mut RunCx<'_>) -> Result<()> {
+        match args[0].dtype {
+            DType::F64 => self.run_as::<f64>(args, outs[0].typed(), cx.threads),
+            _ if self.inner == 1 && self.parameters == self.row => {
+                self.rows(args, outs[0].typed(), cx.threads);
+            }
+            _ => self.run_as::<f32>(args, outs[0].typed(), cx.threads),
+        }
+        Ok(())
+    }
+}
+
+/// Normalization over the axes from `axis` on.
+fn tail(
+    name: &'static str,
+    axis: usize,
+    epsilon: f64,
+    centre: bool,
+    cx: &CompileCx<'_>,
+) -> Result<Box<dyn Kernel>> {
+    real(&cx.inputs[0], name)?;
+    let row = cx.inputs[0].shape.fixed()?[axis..].iter().product();
+    Ok(Box::new(RowNorm {
+        name,
+        row,
+        epsilon,
+        centre,
+        inner: 1,
+        parameters: row.max(1),
+    }))
+}
+
+/// Layer normalization.
+pub(crate) fn compile_layer_norm(
+    op: &ops::LayerNorm,
+    cx: &CompileCx<'_>,
+) -> Result<Box<dyn Kernel>> {
+    tail("layer norm", op.axis, op.epsilon, true, cx)
+}
+
+/// Root-mean-square normalization.
+pub(crate) fn compile_rms_norm(op: &ops::RmsNorm, cx: &CompileCx<'_>) -> Result<Box<dyn Kernel>> {
+    tail("rms norm", op.axis, op.epsilon, false, cx)
+}
+
+/// Normalization of runs of channels of `[N, C, ..]`.
+fn grouped(
+    name: &'static str,
+    groups: impl Fn(usize) -> usize,
+    epsilon: f64,
+    cx: &CompileCx<'_>,
+) -> Result<Box<dyn Kernel>> {
+    real(&cx.inputs[0], name)?;
+    let Channels { c, inner, .. } = Channels::new(&cx.inputs[0])?;
+    Ok(Box::new(RowNorm {
+        name,
+        row: c / groups(c).max(1) * inner,
+        epsilon,
+        centre: true,
+        inner: inner.max(1),
+        parameters: c.max(1),
+    }))
+}
+
+/// Group normalization.
+pub(crate) fn compile_group_norm(
+    op: &ops::GroupNorm,
+    cx: &CompileCx<'_>,
+) -> Result<Box<dyn Kernel>> {
+    grouped("group norm", |_| op.groups, op.epsilon, cx)
+}
+
+/// Instance normalization.
+pub(crate) fn compile_instance_norm(
+    op: &ops::InstanceNorm,
+    cx: &CompileCx<'_>,
+) -> Result<Box<dyn Kernel>> {
+    grouped("instance norm", |c| c, op.epsilon, cx)
 }

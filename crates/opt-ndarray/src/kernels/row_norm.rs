@@ -1,17 +1,6 @@
-//! Layer, group, instance and root-mean-square normalization.
-
-use opt_core::ops;
-use opt_core::{DType, Result};
+//! Normalization of rows in `f32` by vector instructions.
 
 use super::lanes::by_isa;
-use super::norm::{Channels, Real, sum_of};
-use super::{Arg, CompileCx, Kernel, Out, RunCx, parallel_chunks, real};
-
-/// Entries from which a second thread is worth its start.
-const PARALLEL: usize = 1 << 14;
-
-/// Entries that a thread takes at once.
-const CHUNK: usize = 1 << 12;
 
 /// Running sums of a row: several, since each addition waits for the one before.
 const SUMS: usize = 64;
@@ -42,7 +31,7 @@ fn total(x: &[f32], f: impl Fn(f32) -> f32) -> f32 {
 by_isa! {
     /// Normalizes rows as long as `scale`: `(x - mean) / sqrt(var + epsilon) * scale + bias`, or
     /// the same without the mean.
-    fn normalize(x: &[f32], scale: &[f32], bias: Option<&[f32]>, centre: bool, epsilon: f32, out: &mut [f32]) = |_FMA| {
+    pub(super) fn normalize_rows(x: &[f32], scale: &[f32], bias: Option<&[f32]>, centre: bool, epsilon: f32, out: &mut [f32]) = |_FMA| {
         let len = scale.len();
         let over = 1.0 / len as f32;
         for (x, out) in x.chunks_exact(len).zip(out.chunks_exact_mut(len)) {
@@ -65,142 +54,37 @@ by_isa! {
     }
 }
 
-/// Normalizes each of equal runs of entries, then scales and shifts.
-#[derive(Debug)]
-struct RowNorm {
-    name: &'static str,
-    /// Entries normalized together.
-    row: usize,
-    epsilon: f64,
-    /// Whether the mean is subtracted.
-    centre: bool,
-    /// Entry `i` of the tensor has parameter `i / inner % parameters`.
-    inner: usize,
-    parameters: usize,
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-impl RowNorm {
-    /// Rows whose parameters differ from entry to entry, by vector instructions.
-    fn rows(&self, args: &[Arg<'_>], out: &mut [f32], threads: usize) {
-        let (x, scale) = (args[0].typed::<f32>(), args[1].typed::<f32>());
-        let bias = args.get(2).map(|b| b.typed::<f32>());
-        let threads = if x.len() < PARALLEL { 1 } else { threads };
-        let count = (CHUNK / self.row).max(1) * self.row;
-        parallel_chunks(threads, out, count, |chunk, out| {
-            let x = &x[chunk * count..][..out.len()];
-            normalize(x, scale, bias, self.centre, self.epsilon as f32, out);
-        });
-    }
-
-    fn run_as<T: Real>(&self, args: &[Arg<'_>], out: &mut [T], threads: usize) {
-        let (x, scale) = (args[0].typed::<T>(), args[1].typed::<T>());
-        let bias = args.get(2).map(|b| b.typed::<T>());
-        let threads = if x.len() < PARALLEL { 1 } else { threads };
-        let over = T::of(1.0 / self.row as f64);
-        parallel_chunks(threads, out, self.row.max(1), |row, out| {
-            let start = row * self.row;
-            let x = &x[start..][..self.row];
-            let mean = if self.centre {
-                sum_of(x, |v| v) * over
-            } else {
-                T::ZERO
-            };
-            let var = sum_of(x, |v| (v - mean) * (v - mean)) * over;
-            let inv = (var + T::of(self.epsilon)).root().inverse();
-            for (j, out) in out.chunks_mut(self.inner).enumerate() {
-                let first = start + j * self.inner;
-                let p = first / self.inner % self.parameters;
-                let a = inv * scale[p];
-                let b = bias.map_or(T::ZERO, |b| b[p]);
-                for (y, &x) in out.iter_mut().zip(&x[j * self.inner..]) {
-                    *y = (x - mean) * a + b;
+    #[test]
+    fn rows_agree_with_the_definition() {
+        for len in [1, 7, 64, 130, 1000] {
+            let value = |i: usize| ((i * 37 % 101) as f32 - 50.0) * 0.1 + 3.0;
+            let x: Vec<f32> = (0..3 * len).map(value).collect();
+            let scale: Vec<f32> = (0..len).map(|i| 1.0 + 0.01 * (i % 9) as f32).collect();
+            let bias: Vec<f32> = (0..len).map(|i| 0.1 * (i % 5) as f32).collect();
+            for (centre, bias) in [(true, Some(&bias[..])), (false, None), (true, None)] {
+                let mut out = vec![f32::NAN; x.len()];
+                normalize_rows(&x, &scale, bias, centre, 1e-5, &mut out);
+                for (x, out) in x.chunks_exact(len).zip(out.chunks_exact(len)) {
+                    let x: Vec<f64> = x.iter().map(|&x| f64::from(x)).collect();
+                    let over = 1.0 / len as f64;
+                    let mean = if centre {
+                        x.iter().sum::<f64>() * over
+                    } else {
+                        0.0
+                    };
+                    let var = x.iter().map(|x| (x - mean).powi(2)).sum::<f64>() * over;
+                    for (i, &found) in out.iter().enumerate() {
+                        let plus = bias.map_or(0.0, |b| f64::from(b[i]));
+                        let normal = (x[i] - mean) / (var + 1e-5).sqrt();
+                        let want = normal * f64::from(scale[i]) + plus;
+                        assert!((f64::from(found) - want).abs() < 1e-5, "{found} for {want}");
+                    }
                 }
             }
-        });
-    }
-}
-
-impl Kernel for RowNorm {
-    fn name(&self) -> String {
-        self.name.to_string()
-    }
-
-    fn run(&self, args: &[Arg<'_>], outs: &mut [Out<'_>], cx: &mut RunCx<'_>) -> Result<()> {
-        match args[0].dtype {
-            DType::F64 => self.run_as::<f64>(args, outs[0].typed(), cx.threads),
-            _ if self.inner == 1 && self.parameters == self.row => {
-                self.rows(args, outs[0].typed(), cx.threads)
-            }
-            _ => self.run_as::<f32>(args, outs[0].typed(), cx.threads),
         }
-        Ok(())
     }
-}
-
-/// Normalization over the axes from `axis` on.
-fn tail(
-    name: &'static str,
-    axis: usize,
-    epsilon: f64,
-    centre: bool,
-    cx: &CompileCx<'_>,
-) -> Result<Box<dyn Kernel>> {
-    real(&cx.inputs[0], name)?;
-    let row = cx.inputs[0].shape.fixed()?[axis..].iter().product();
-    Ok(Box::new(RowNorm {
-        name,
-        row,
-        epsilon,
-        centre,
-        inner: 1,
-        parameters: row.max(1),
-    }))
-}
-
-/// Layer normalization.
-pub(crate) fn compile_layer_norm(
-    op: &ops::LayerNorm,
-    cx: &CompileCx<'_>,
-) -> Result<Box<dyn Kernel>> {
-    tail("layer norm", op.axis, op.epsilon, true, cx)
-}
-
-/// Root-mean-square normalization.
-pub(crate) fn compile_rms_norm(op: &ops::RmsNorm, cx: &CompileCx<'_>) -> Result<Box<dyn Kernel>> {
-    tail("rms norm", op.axis, op.epsilon, false, cx)
-}
-
-/// Normalization of runs of channels of `[N, C, ..]`.
-fn grouped(
-    name: &'static str,
-    groups: impl Fn(usize) -> usize,
-    epsilon: f64,
-    cx: &CompileCx<'_>,
-) -> Result<Box<dyn Kernel>> {
-    real(&cx.inputs[0], name)?;
-    let Channels { c, inner, .. } = Channels::new(&cx.inputs[0])?;
-    Ok(Box::new(RowNorm {
-        name,
-        row: c / groups(c).max(1) * inner,
-        epsilon,
-        centre: true,
-        inner: inner.max(1),
-        parameters: c.max(1),
-    }))
-}
-
-/// Group normalization.
-pub(crate) fn compile_group_norm(
-    op: &ops::GroupNorm,
-    cx: &CompileCx<'_>,
-) -> Result<Box<dyn Kernel>> {
-    grouped("group norm", |_| op.groups, op.epsilon, cx)
-}
-
-/// Instance normalization.
-pub(crate) fn compile_instance_norm(
-    op: &ops::InstanceNorm,
-    cx: &CompileCx<'_>,
-) -> Result<Box<dyn Kernel>> {
-    grouped("instance norm", |c| c, op.epsilon, cx)
 }

@@ -144,6 +144,11 @@ macro_rules! tile_kernel {
                             let ahead = a.wrapping_add(PREFETCH * t.a_col);
                             _mm_prefetch::<_MM_HINT_T0>(ahead.cast());
                         }
+                        // Few rows wait for `b`, whose rows may be pages apart.
+                        for v in 0..if NV > 2 { NV } else { 0 } {
+                            let ahead = b.wrapping_add(ROWS_AHEAD * t.b_row + v * $lanes);
+                            _mm_prefetch::<_MM_HINT_T0>(ahead.cast());
+                        }
                         for r in 0..ROWS {
                             let x = $splat(*a.add(r * a_row));
                             for v in 0..NV {
@@ -231,6 +236,9 @@ pub(super) mod x86 {
 
     /// Steps of `k` that packed rows are fetched ahead.
     const PREFETCH: usize = 16;
+
+    /// Rows of a wide panel that are fetched ahead.
+    const ROWS_AHEAD: usize = 4;
 
     /// A tile function with the number of rows as a constant, so that the sums stay in registers.
     macro_rules! by_rows {

@@ -1,7 +1,7 @@
 //! Whole graphs: variables, assignments, errors, fusion, threads.
 
-mod conv_fusion;
 mod batch_norm;
+mod conv_fusion;
 mod fusion;
 mod half;
 mod kernels;

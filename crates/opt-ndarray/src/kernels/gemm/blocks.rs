@@ -1,8 +1,8 @@
 //! Products by register tiles: in which order, on which threads, and which operands are packed.
 //!
-//! For a range of `k` (a *depth*), a block of row tiles of the left operand that stays in the
-//! second-level cache meets one column panel of the right operand after the other, which stays in
-//! the first-level cache meanwhile. Operands that lie badly for that are packed on the way.
+//! For a range of `k` (a *depth*), a block of row tiles of the left operand meets one column panel
+//! of the right operand after the other: the block stays in the second-level cache, the panel in
+//! the first level or little beyond. Operands that lie badly for that are packed on the way.
 
 #![expect(unsafe_code, reason = "vector intrinsics over raw pointers")]
 
@@ -11,7 +11,7 @@ use std::ops::Range;
 
 use opt_core::tensor::Buffer;
 
-use super::pack::{PackedLhsKind, PackedRhsKind, pack_panel, pack_rows, room, row_tile, row_tiles};
+use super::pack::{MR, PackedLhsKind, PackedRhsKind, RowTiles, pack_panel, pack_rows, room};
 use super::{Base, Finish, Gemm, Lhs, Mat, Rhs};
 use crate::kernels::tile::{Bias, Isa, Tile, panel, tile, wide};
 use crate::kernels::{SharedMut, elementwise, parallel};
@@ -19,7 +19,7 @@ use crate::kernels::{SharedMut, elementwise, parallel};
 /// Bytes of the left operand that are used with one panel after the other.
 const LEFT: usize = 768 << 10;
 
-/// The deepest range of `k`.
+/// About the deepest range of `k`: shorter ones read and write the output more often for little.
 const DEPTH: usize = 512;
 
 /// Row tiles from which on it pays to pack the panel that they read.
@@ -46,8 +46,8 @@ struct Entries([f32; ENTRIES]);
 
 /// How the range of `k` is cut: as equally as can be, into a multiple of eight each.
 fn depths(k: usize) -> impl Iterator<Item = Range<usize>> + Clone {
-    // A rest that is hardly worth the reading and writing of the output joins the others.
-    let count = (k / DEPTH).max(1);
+    // A short rest is not worth reading and writing the output once more.
+    let count = k.div_ceil(DEPTH + DEPTH / 4).max(1);
     let size = k.div_ceil(count).next_multiple_of(8);
     let count = k.div_ceil(size.max(1)).max(1);
     (0..count).map(move |i| i * size..k.min((i + 1) * size))
@@ -91,8 +91,9 @@ impl Gemm<'_> {
             count: n.div_ceil(width),
         };
         let out = SharedMut::new(out);
-        let tiles = row_tiles(m);
-        let (over_tiles, over_panels) = self.split(panels);
+        let row_tiles = RowTiles::new(m);
+        let tiles = row_tiles.count;
+        let (over_tiles, over_panels) = self.split(tiles, panels);
         parallel(self.threads, over_tiles * over_panels, |task| {
             let part = |i: usize, parts: usize, of: usize| i * of / parts..(i + 1) * of / parts;
             let block = Block {
@@ -102,6 +103,7 @@ impl Gemm<'_> {
                 width,
                 out: &out,
                 out_row,
+                row_tiles,
                 tiles: part(task % over_tiles, over_tiles, tiles),
                 panels: part(task / over_tiles, over_panels, panels.count),
             };
@@ -110,7 +112,7 @@ impl Gemm<'_> {
     }
 
     /// Into how many ranges of row tiles and of panels the work is cut.
-    fn split(&self, panels: Panels) -> (usize, usize) {
+    fn split(&self, tiles: usize, panels: Panels) -> (usize, usize) {
         let Gemm { m, n, k, .. } = *self;
         let work = m.max(FEW).saturating_mul(n).saturating_mul(k);
         if self.threads <= 1 || work < PARALLEL {
@@ -118,7 +120,6 @@ impl Gemm<'_> {
         }
         // A few tasks a thread, so that a thread that starts late is no harm.
         let tasks = (work / TASK).clamp(self.threads, 4 * self.threads);
-        let tiles = row_tiles(m);
         // The largest task decides how long it takes; each packs what it needs of its own.
         let cost = |&(over_tiles, over_panels): &(usize, usize)| {
             let rounds = (over_tiles * over_panels).div_ceil(self.threads);
@@ -146,6 +147,7 @@ struct Block<'a> {
     width: usize,
     out: &'a SharedMut<'a, f32>,
     out_row: usize,
+    row_tiles: RowTiles,
     tiles: Range<usize>,
     panels: Range<usize>,
 }
@@ -168,7 +170,7 @@ impl Block<'_> {
     fn run(&self) {
         let k = self.gemm.k;
         for depth in depths(k) {
-            let bytes = MOST_ROWS * depth.len() * size_of::<f32>();
+            let bytes = MR * depth.len() * size_of::<f32>();
             let size = (LEFT / bytes.max(1)).max(4);
             for start in self.tiles.clone().step_by(size) {
                 let tiles = start..self.tiles.end.min(start + size);
@@ -179,7 +181,7 @@ impl Block<'_> {
 
     /// Row tiles that stay in the cache.
     fn rows(&self, depth: Range<usize>, tiles: Range<usize>) {
-        let Gemm { m, k, .. } = *self.gemm;
+        let k = self.gemm.k;
         let a = match self.gemm.a {
             Lhs::Packed(a) => match &a.0 {
                 PackedLhsKind::Tiles(a) => {
@@ -195,12 +197,12 @@ impl Block<'_> {
             return self.columns(&depth, &tiles, Left::Plain(a));
         }
         ROWS.with_borrow_mut(|buffer| {
-            let first = row_tile(m, tiles.start).start;
-            let count = row_tile(m, tiles.end - 1).end - first;
+            let first = self.row_tiles.rows(tiles.start).start;
+            let count = self.row_tiles.rows(tiles.end - 1).end - first;
             let packed = room(buffer, count * depth.len());
             let mut rest = &mut *packed;
             for t in tiles.clone() {
-                let rows = row_tile(m, t);
+                let rows = self.row_tiles.rows(t);
                 let (target, next) = rest.split_at_mut(rows.len() * depth.len());
                 pack_rows(self.isa, a, rows, depth.clone(), target);
                 rest = next;
@@ -272,11 +274,11 @@ impl Block<'_> {
         (b, b_row): (*const f32, usize),
         cols: Range<usize>,
     ) {
-        let Gemm { m, n, k, .. } = *self.gemm;
+        let Gemm { n, k, .. } = *self.gemm;
         let vectors = cols.len().div_ceil(self.isa.lanes());
         let (first, last) = (depth.start == 0, depth.end == k);
         for t in tiles.clone() {
-            let rows = row_tile(m, t);
+            let rows = self.row_tiles.rows(t);
             let (a, a_row, a_col) = match a {
                 Left::Plain(a) => {
                     let at = rows.start * a.row + depth.start * a.col;
@@ -338,6 +340,3 @@ impl Block<'_> {
         }
     }
 }
-
-/// The most rows of a tile.
-const MOST_ROWS: usize = 12;

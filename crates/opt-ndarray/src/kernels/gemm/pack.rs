@@ -10,19 +10,32 @@ use crate::kernels::lanes::by_isa;
 use crate::kernels::tile::{Isa, panel};
 
 /// The most rows of a register tile.
-const MR: usize = 12;
+pub(super) const MR: usize = 12;
 
-/// How many tiles `m` rows are cut into.
-pub(super) fn row_tiles(m: usize) -> usize {
-    m.div_ceil(MR)
+/// The tiles that rows are cut into: as equal as can be, at most [`MR`] rows each.
+#[derive(Clone, Copy)]
+pub(super) struct RowTiles {
+    pub(super) count: usize,
+    size: usize,
+    /// So many tiles have a row more.
+    larger: usize,
 }
 
-/// The rows of a tile: as equal as can be, at most [`MR`].
-pub(super) fn row_tile(m: usize, t: usize) -> Range<usize> {
-    let tiles = row_tiles(m);
-    let (size, extra) = (m / tiles, m % tiles);
-    let start = t * size + t.min(extra);
-    start..start + size + usize::from(t < extra)
+impl RowTiles {
+    pub(super) fn new(rows: usize) -> RowTiles {
+        let count = rows.div_ceil(MR);
+        RowTiles {
+            count,
+            size: rows / count.max(1),
+            larger: rows % count.max(1),
+        }
+    }
+
+    /// The rows of a tile.
+    pub(super) fn rows(self, t: usize) -> Range<usize> {
+        let start = t * self.size + t.min(self.larger);
+        start..start + self.size + usize::from(t < self.larger)
+    }
 }
 
 /// A left operand that is packed once and used many times, for products of one size.
@@ -67,8 +80,9 @@ impl PackedLhs {
             Route::Tiles(isa) => {
                 let mut out = zeros(m * k);
                 let target = out.typed_mut::<f32>();
-                for t in 0..row_tiles(m) {
-                    let rows = row_tile(m, t);
+                let tiles = RowTiles::new(m);
+                for t in 0..tiles.count {
+                    let rows = tiles.rows(t);
                     let target = &mut target[rows.start * k..rows.end * k];
                     pack_rows(isa, a, rows, 0..k, target);
                 }
