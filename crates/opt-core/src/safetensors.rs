@@ -56,7 +56,16 @@ fn stored(tensor: &Tensor) -> Result<(Dtype, Vec<usize>)> {
         DType::I8 => Dtype::I8,
         DType::U8 => Dtype::U8,
         DType::Bool => Dtype::BOOL,
-        DType::I4 | DType::U4 => return Ok((Dtype::U8, vec![tensor.size_in_bytes()])),
+        DType::F8E4M3 => Dtype::F8_E4M3,
+        DType::F8E5M2 => Dtype::F8_E5M2,
+        DType::F8E8M0 => Dtype::F8_E8M0,
+        DType::I4
+        | DType::U4
+        | DType::I2
+        | DType::U2
+        | DType::F6E2M3
+        | DType::F6E3M2
+        | DType::F4E2M1 => return Ok((Dtype::U8, vec![tensor.size_in_bytes()])),
     };
     Ok((dtype, tensor.shape().to_vec()))
 }
@@ -72,6 +81,9 @@ fn read(dtype: Dtype) -> Result<DType> {
         Dtype::I8 => DType::I8,
         Dtype::U8 => DType::U8,
         Dtype::BOOL => DType::Bool,
+        Dtype::F8_E4M3 => DType::F8E4M3,
+        Dtype::F8_E5M2 => DType::F8E5M2,
+        Dtype::F8_E8M0 => DType::F8E8M0,
         other => return Err(Error::unsupported(format!("tensors of {other:?}"))),
     })
 }
@@ -171,11 +183,11 @@ impl File {
     }
 }
 
-/// A file's tensor as a value of a type takes it: the format has no 4-bit dtypes, so that packed
-/// tensors lie there as bytes, and the type says what they are.
+/// A file's tensor as a value of a type takes it: packed tensors lie there as
+/// bytes, and the type says what they are.
 ///
 /// # Errors
-/// [`ErrorKind::Shape`] if a 4-bit type takes another number of bytes, or its shape is symbolic.
+/// [`ErrorKind::Shape`] if a packed type takes another number of bytes, or its shape is symbolic.
 pub fn unpacked(ty: &TensorType, tensor: &Tensor) -> Result<Tensor> {
     if !ty.dtype.is_packed() || tensor.dtype() != DType::U8 {
         return Ok(tensor.clone());

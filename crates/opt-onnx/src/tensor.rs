@@ -21,7 +21,7 @@ pub(crate) fn type_name(code: i32) -> String {
 /// The dtype of an ONNX element type.
 ///
 /// # Errors
-/// If there is none: strings, complex numbers, 8-bit and smaller floats.
+/// If there is none: strings, complex numbers, 8-bit floats without a negative zero.
 pub(crate) fn dtype(code: i32) -> Result<DType> {
     Ok(match DataType::try_from(code) {
         Ok(DataType::Float) => DType::F32,
@@ -35,6 +35,14 @@ pub(crate) fn dtype(code: i32) -> Result<DType> {
         Ok(DataType::Bool) => DType::Bool,
         Ok(DataType::Int4) => DType::I4,
         Ok(DataType::Uint4) => DType::U4,
+        Ok(DataType::Int2) => DType::I2,
+        Ok(DataType::Uint2) => DType::U2,
+        Ok(DataType::Float8e4m3fn) => DType::F8E4M3,
+        Ok(DataType::Float8e5m2) => DType::F8E5M2,
+        Ok(DataType::Float8e8m0) => DType::F8E8M0,
+        Ok(DataType::Float6e2m3) => DType::F6E2M3,
+        Ok(DataType::Float6e3m2) => DType::F6E3M2,
+        Ok(DataType::Float4e2m1) => DType::F4E2M1,
         _ => {
             return Err(Error::unsupported(format!(
                 "the element type {} is not supported",
@@ -69,6 +77,14 @@ pub(crate) fn code(dtype: DType) -> Result<i32> {
         DType::Bool => DataType::Bool,
         DType::I4 => DataType::Int4,
         DType::U4 => DataType::Uint4,
+        DType::I2 => DataType::Int2,
+        DType::U2 => DataType::Uint2,
+        DType::F8E4M3 => DataType::Float8e4m3fn,
+        DType::F8E5M2 => DataType::Float8e5m2,
+        DType::F8E8M0 => DataType::Float8e8m0,
+        DType::F6E2M3 => DataType::Float6e2m3,
+        DType::F6E3M2 => DataType::Float6e3m2,
+        DType::F4E2M1 => DataType::Float4e2m1,
         other => {
             return Err(Error::unsupported(format!(
                 "ONNX has no element type for {other}"
@@ -76,6 +92,19 @@ pub(crate) fn code(dtype: DType) -> Result<i32> {
         }
     };
     Ok(code as i32)
+}
+
+/// The first operator set whose operators take a dtype.
+pub(crate) fn since(dtype: DType) -> i64 {
+    match dtype {
+        DType::F8E4M3 | DType::F8E5M2 => 19,
+        DType::I4 | DType::U4 => 21,
+        DType::F4E2M1 => 23,
+        DType::F8E8M0 => 24,
+        DType::I2 | DType::U2 => 25,
+        DType::F6E2M3 | DType::F6E3M2 => 28,
+        _ => 1,
+    }
 }
 
 fn bad(message: String) -> Error {
@@ -197,8 +226,13 @@ fn read_inner(proto: &TensorProto, source: &Source) -> Result<Tensor> {
             let bits: Vec<u16> = ints.iter().map(|&v| v as u16).collect();
             Tensor::from_buffer(dtype, &shape, Buffer::from_slice(&bits))
         }
-        DType::I4 | DType::U4 => {
-            // Two nibbles a field, as in `raw_data`.
+        DType::F8E4M3 | DType::F8E5M2 | DType::F8E8M0 | DType::F6E2M3 | DType::F6E3M2 => {
+            count(ints.len())?;
+            let codes: Vec<u8> = ints.iter().map(|&v| v as u8).collect();
+            Tensor::from_codes(dtype, &shape, &codes)
+        }
+        DType::I4 | DType::U4 | DType::F4E2M1 | DType::I2 | DType::U2 => {
+            // A byte a field, as in `raw_data`.
             if ints.len() != need {
                 count(ints.len())?;
             }

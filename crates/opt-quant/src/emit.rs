@@ -6,22 +6,21 @@ use opt_core::{
     DType, Error, ErrorKind, Graph, GraphPatch, Report, Result, ResultExt, Tensor, ValueId,
 };
 
+use crate::params::QParams;
 use crate::plan::Plan;
-use crate::scheme::{QParams, Scheme, dequantize_tensor, quantize_tensor};
 
-/// The signal-to-noise ratio of a quantized tensor, in dB.
-fn sqnr(exact: &Tensor, params: &QParams) -> Result<f64> {
-    let back = dequantize_tensor(&quantize_tensor(exact, params)?, params)?;
+/// The signal-to-noise ratio of what became of a tensor, in dB.
+pub(crate) fn sqnr(exact: &Tensor, back: &Tensor) -> f64 {
     let (mut signal, mut noise) = (0.0, 0.0);
     for (a, b) in exact.to_f64s().into_iter().zip(back.to_f64s()) {
         signal += a * a;
         noise += (a - b) * (a - b);
     }
-    Ok(if noise == 0.0 {
+    if noise == 0.0 {
         f64::INFINITY
     } else {
         10.0 * (signal / noise).log10()
-    })
+    }
 }
 
 /// Weight scales under which the biases fit `i32` at the scale of the products, and keep their
@@ -56,7 +55,6 @@ pub(crate) fn emit(
     graph: Graph,
     plan: &Plan,
     ranges: &BTreeMap<ValueId, QParams>,
-    weights: &Scheme,
     learned: &BTreeMap<ValueId, QParams>,
 ) -> Result<(Graph, Report)> {
     let original = graph.clone();
@@ -89,8 +87,9 @@ pub(crate) fn emit(
         let exact = content(layer.weight);
         let mut params = match learned.get(&layer.weight) {
             Some(params) => params.clone(),
-            None => weights
-                .of_tensor(&exact, layer.axis)
+            None => layer
+                .scheme
+                .of_tensor(&exact, layer.axes())
                 .at(|| name(layer.weight))?,
         };
         let input_scale = ranges[&plan.activations[&layer.input]].scale.item()?;
@@ -105,10 +104,10 @@ pub(crate) fn emit(
         }
         report = report.figure(
             format!("SQNR of {}", name(layer.weight)),
-            sqnr(&exact, &params)?,
+            sqnr(&exact, &params.dequantize(&params.quantize(&exact)?)?),
         );
         let base = name(layer.weight);
-        let q = patch.named_constant(&format!("{base}.q"), quantize_tensor(&exact, &params)?);
+        let q = patch.named_constant(&format!("{base}.q"), params.quantize(&exact)?);
         let scale = patch.named_constant(&format!("{base}.s"), params.scale.clone());
         let zero = patch.named_constant(&format!("{base}.z"), params.zero_point.clone());
         let dq = patch.dequantize(q, scale, zero, params.axis)?;

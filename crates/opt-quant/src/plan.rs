@@ -3,7 +3,11 @@
 use std::collections::{BTreeMap, HashMap};
 
 use opt_core::ops::{Binary, BinaryOp, Op};
-use opt_core::{Error, ErrorKind, Graph, NodeId, Result, ValueId};
+use opt_core::{Error, ErrorKind, Graph, NodeId, Result, ResultExt, ValueId};
+
+use crate::layout::Axes;
+use crate::rules::{Candidate, Rules};
+use crate::scheme::Scheme;
 
 /// A convolution or matrix product to quantize.
 #[derive(Debug, Clone)]
@@ -13,6 +17,18 @@ pub(crate) struct Layer {
     /// The weight's axis of output channels.
     pub(crate) axis: usize,
     pub(crate) bias: Option<ValueId>,
+    /// How the weight is quantized: integers with a scale a tensor or a channel.
+    pub(crate) scheme: Scheme,
+}
+
+impl Layer {
+    /// The weight's axes.
+    pub(crate) fn axes(&self) -> Axes {
+        Axes {
+            channel: self.axis,
+            sum: usize::from(self.axis == 0),
+        }
+    }
 }
 
 /// What is quantized of a graph.
@@ -39,13 +55,14 @@ fn passes_through(op: &Op) -> bool {
 }
 
 impl Plan {
-    pub(crate) fn of(graph: &Graph, exclude: &[String]) -> Result<Plan> {
+    /// The layers that rules do not leave alone, with the scheme that they say, or the usual one.
+    pub(crate) fn of(graph: &Graph, rules: &Rules, usual: &Scheme) -> Result<Plan> {
         let consumers = graph.consumers();
         let readers = |v: ValueId| consumers.get(&v).map_or(0, Vec::len);
         let mut layers = Vec::new();
-        let mut names = Vec::new();
+        let mut candidates = Vec::new();
         for (id, node) in graph.nodes() {
-            let Some(layer) = layer(graph, id, &consumers, &readers) else {
+            let Some(layer) = layer(graph, id, &consumers, &readers, usual) else {
                 continue;
             };
             let name = graph.value(layer.weight).name().to_string();
@@ -57,20 +74,22 @@ impl Plan {
                 )
                 .at(node.name().to_string()));
             }
-            names.push(name.clone());
-            if exclude.iter().any(|p| name.contains(p.as_str())) {
-                continue;
-            }
+            candidates.push(Candidate {
+                op: node.op().name().to_string(),
+                node: node.name().to_string(),
+                weight: name,
+            });
             layers.push(layer);
         }
-        for pattern in exclude {
-            if !names.iter().any(|n| n.contains(pattern.as_str())) {
-                return Err(Error::new(
-                    ErrorKind::NoEffect,
-                    format!("the pattern `{pattern}` matches none of {names:?}"),
-                ));
-            }
+        let schemes = rules.decide(&candidates, usual)?;
+        let mut kept = Vec::new();
+        for ((mut layer, scheme), candidate) in layers.into_iter().zip(schemes).zip(candidates) {
+            let Some(scheme) = scheme else { continue };
+            check(&scheme).at(|| candidate.weight)?;
+            layer.scheme = scheme;
+            kept.push(layer);
         }
+        let layers = kept;
         if layers.is_empty() {
             return Err(Error::new(
                 ErrorKind::NoEffect,
@@ -107,11 +126,24 @@ impl Plan {
     }
 }
 
+/// Fails unless a scheme is one of weights whose products integers compute.
+fn check(scheme: &Scheme) -> Result<()> {
+    scheme.grid()?;
+    if scheme.group_size().is_some() {
+        return Err(Error::invalid(format!(
+            "the scheme `{scheme}`: integer layers have a scale a tensor or a channel; \
+             groups are for `QuantizeWeights`"
+        )));
+    }
+    Ok(())
+}
+
 fn layer(
     graph: &Graph,
     id: NodeId,
     consumers: &HashMap<ValueId, Vec<(NodeId, usize)>>,
     readers: &dyn Fn(ValueId) -> usize,
+    scheme: &Scheme,
 ) -> Option<Layer> {
     let node = graph.node(id);
     let stored = |v: ValueId| {
@@ -146,5 +178,6 @@ fn layer(
         weight,
         axis,
         bias,
+        scheme: *scheme,
     })
 }

@@ -11,8 +11,9 @@ use opt_core::{
 };
 
 use crate::emit::emit;
-use crate::plan::Plan;
-use crate::scheme::QParams;
+use crate::params::QParams;
+use crate::plan::{Layer, Plan};
+use crate::scheme::Granularity;
 use crate::static_pass::Config;
 
 /// Inserts fake quantization where [`QuantizeStatic`](crate::QuantizeStatic) would quantize, so
@@ -88,20 +89,15 @@ fn scale_name(weight: &str) -> String {
 const LEAST_SCALE: f64 = 1e-8;
 
 /// Adds the nodes that round a weight to its symmetric grid.
-fn fake_weight(
-    patch: &mut GraphPatch,
-    weight: ValueId,
-    axis: usize,
-    config: &Config,
-) -> Result<ValueId> {
-    let scheme = &config.weights;
-    if !scheme.symmetric || !matches!(scheme.dtype, DType::I8 | DType::I4) {
-        return Err(Error::unsupported(
-            "quantization-aware training of weights on other than symmetric signed grids",
-        ));
-    }
+fn fake_weight(patch: &mut GraphPatch, layer: &Layer, config: &Config) -> Result<ValueId> {
+    let (weight, scheme) = (layer.weight, &layer.scheme);
     let (low, high) = scheme.grid()?;
-    let axis = scheme.per_channel.then_some(axis);
+    if !scheme.is_symmetric() || low >= 0 {
+        return Err(Error::unsupported(format!(
+            "quantization-aware training of weights as `{scheme}`: it takes symmetric signed integers"
+        )));
+    }
+    let axis = scale_axis(layer);
     let scale = match config.learn_scales {
         true => learned_scale(patch, weight, axis, high)?,
         false => scale_of_range(patch, weight, axis, high)?,
@@ -109,6 +105,11 @@ fn fake_weight(
     let shape = patch.type_of(scale).shape.fixed()?;
     let zeros = patch.constant(Tensor::zeros(DType::F32, &shape)?);
     patch.op(FakeQuantize { low, high, axis }, &[weight, scale, zeros])
+}
+
+/// The axis along which a layer's weight has scales.
+fn scale_axis(layer: &Layer) -> Option<usize> {
+    (layer.scheme.granularity() == Granularity::Channel).then_some(layer.axis)
 }
 
 /// The scale under which the largest weight is the highest integer.
@@ -197,7 +198,7 @@ fn prepare(
         patch.replace(origin, fake)?;
     }
     for layer in &plan.layers {
-        let fake = fake_weight(&mut patch, layer.weight, layer.axis, config)?;
+        let fake = fake_weight(&mut patch, layer, config)?;
         patch.replace(layer.weight, fake)?;
     }
     patch.finish()
@@ -222,9 +223,10 @@ fn learned(graph: &Graph, config: &Config, plan: &Plan) -> Result<BTreeMap<Value
         let scales: Vec<f64> = scales.into_iter().map(|s| s.max(LEAST_SCALE)).collect();
         let params = QParams {
             scale: Tensor::from_f64s(DType::F32, scale.shape(), &scales)?,
-            zero_point: Tensor::zeros(config.weights.dtype, scale.shape())?,
-            axis: config.weights.per_channel.then_some(layer.axis),
-            grid: config.weights.grid()?,
+            zero_point: Tensor::zeros(layer.scheme.dtype(), scale.shape())?,
+            axis: scale_axis(layer),
+            block: None,
+            grid: layer.scheme.grid()?,
         };
         out.insert(layer.weight, params);
     }
@@ -256,8 +258,9 @@ fn strip(graph: Graph, config: &Config) -> Result<(Graph, BTreeMap<ValueId, QPar
         ) {
             let params = QParams {
                 scale,
-                zero_point: zero.cast(config.activations.dtype),
+                zero_point: zero.cast(config.activations.dtype()),
                 axis: None,
+                block: None,
                 grid: config.activations.grid()?,
             };
             ranges.insert(source, params);
@@ -304,9 +307,9 @@ impl Pass for ConvertQat {
     fn apply(&self, graph: Graph, _: &mut Context<'_>) -> Result<(Graph, Report)> {
         let prepared = graph.clone();
         let (graph, ranges) = strip(graph, &self.config)?;
-        let plan = Plan::of(&graph, &self.config.exclude)?;
+        let plan = Plan::of(&graph, &self.config.rules, &self.config.weights)?;
         let learned = learned(&prepared, &self.config, &plan)?;
-        emit(graph, &plan, &ranges, &self.config.weights, &learned)
+        emit(graph, &plan, &ranges, &learned)
     }
 }
 

@@ -8,16 +8,18 @@ use opt_core::{Context, DType, Error, Graph, Pass, Report, Result, ResultExt, Va
 use crate::calibrate::{Calibration, calibrate};
 use crate::emit::emit;
 use crate::observer::ObserverKind;
+use crate::params::QParams;
 use crate::plan::Plan;
-use crate::scheme::{QParams, Scheme};
+use crate::rules::{Rules, Select};
+use crate::scheme::{Granularity, Scheme};
 
 /// What to quantize and how.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct Config {
-    /// The grid of weights; i8, symmetric, per channel at first.
+    /// The integers of weights; [`Scheme::weights`] at first.
     pub weights: Scheme,
-    /// The grid of activations; u8, asymmetric, per tensor at first.
+    /// The integers of activations, i8 or u8 with one scale; [`Scheme::activations`] at first.
     pub activations: Scheme,
     /// How ranges of activations are found.
     pub calibration: Calibration,
@@ -25,9 +27,8 @@ pub struct Config {
     /// rather than taking them from the weights' range in every step. Below 4 bits the largest
     /// weight is a poor scale for the others.
     pub learn_scales: bool,
-    /// Layers whose weights' names contain one of these stay in float; one that matches nothing
-    /// is an error.
-    pub exclude: Vec<String>,
+    /// Which layers have another scheme of weights, or stay in float.
+    pub rules: Rules,
 }
 
 impl Default for Config {
@@ -37,7 +38,7 @@ impl Default for Config {
             activations: Scheme::activations(),
             calibration: Calibration::default(),
             learn_scales: false,
-            exclude: Vec::new(),
+            rules: Rules::new(),
         }
     }
 }
@@ -67,13 +68,11 @@ impl Config {
     /// Learns the scales of weights in quantization-aware training.
     ///
     /// ```
-    /// use opt_core::DType;
     /// use opt_quant::{Config, Scheme};
     ///
-    /// let two_bits = Scheme::weights().with_dtype(DType::I4)?.with_bits(2)?;
+    /// let two_bits = Scheme::int2().per_channel();
     /// let config = Config::default().weights(two_bits).learn_scales();
     /// # let _ = config;
-    /// # Ok::<(), opt_quant::Error>(())
     /// ```
     #[must_use]
     pub fn learn_scales(mut self) -> Config {
@@ -81,36 +80,43 @@ impl Config {
         self
     }
 
-    /// Leaves out layers whose weights' names contain the pattern.
+    /// Adds rules after those that there are.
+    ///
+    /// ```
+    /// use opt_quant::{Config, Rules, Scheme, Select};
+    ///
+    /// let rules = Rules::new()
+    ///     .keep(Select::name("classifier.weight"))
+    ///     .apply(Select::op("Conv"), Scheme::int8().per_tensor());
+    /// let config = Config::default().rules(rules);
+    /// # let _ = config;
+    /// ```
+    #[must_use]
+    pub fn rules(mut self, rules: Rules) -> Config {
+        self.rules = self.rules.then(rules);
+        self
+    }
+
+    /// Leaves out layers whose name, or whose weight's, contains the pattern; one that matches
+    /// nothing is an error.
     #[must_use]
     pub fn exclude(mut self, pattern: impl Into<String>) -> Config {
-        self.exclude.push(pattern.into());
+        self.rules = self.rules.keep(Select::contains(pattern));
         self
     }
 
     /// The configuration as TOML, for logs.
     pub(crate) fn to_toml(&self) -> String {
-        let scheme = |name: &str, s: &Scheme| {
-            format!(
-                "{name} = {{ dtype = \"{}\", symmetric = {}, per_channel = {}{} }}\n",
-                s.dtype,
-                s.symmetric,
-                s.per_channel,
-                s.bits.map_or(String::new(), |b| format!(", bits = {b}"))
-            )
-        };
         let Calibration {
             observer,
             batch_size,
             max_examples,
         } = self.calibration;
         format!(
-            "{}{}observer = \"{observer:?}\"\nbatch_size = {batch_size}\n\
-             max_examples = {max_examples}\nlearn_scales = {}\nexclude = {:?}\n",
-            scheme("weights", &self.weights),
-            scheme("activations", &self.activations),
-            self.learn_scales,
-            self.exclude
+            "weights = \"{}\"\nactivations = \"{}\"\nobserver = \"{observer:?}\"\n\
+             batch_size = {batch_size}\nmax_examples = {max_examples}\nlearn_scales = {}\n\
+             rules = {}\n",
+            self.weights, self.activations, self.learn_scales, self.rules
         )
     }
 
@@ -123,20 +129,20 @@ impl Config {
     ) -> Result<(Graph, Plan, BTreeMap<ValueId, QParams>)> {
         self.check()?;
         let (graph, _) = FoldBatchNorm::fold(graph)?;
-        let plan = Plan::of(&graph, &self.exclude)?;
+        let plan = Plan::of(&graph, &self.rules, &self.weights)?;
         let ranges = self.ranges(&graph, &plan, cx)?;
         Ok((graph, plan, ranges))
     }
 
-    /// The grids that exist: 8 bits for activations, 8 or 4 for weights.
+    /// Fails for activations that are no integers of 8 bits with one scale.
     fn check(&self) -> Result<()> {
-        self.weights.grid().at(|| "weights")?;
         self.activations.grid().at(|| "activations")?;
-        if !matches!(self.activations.dtype, DType::I8 | DType::U8) || self.activations.per_channel
-        {
-            return Err(Error::invalid(
-                "activations are quantized to i8 or u8 with one scale a tensor",
-            ));
+        let whole = self.activations.granularity() == Granularity::Tensor;
+        if !matches!(self.activations.dtype(), DType::I8 | DType::U8) || !whole {
+            return Err(Error::invalid(format!(
+                "activations are quantized to i8 or u8 per tensor, not as `{}`",
+                self.activations
+            )));
         }
         Ok(())
     }
@@ -227,12 +233,6 @@ impl Pass for QuantizeStatic {
 
     fn apply(&self, graph: Graph, cx: &mut Context<'_>) -> Result<(Graph, Report)> {
         let (graph, plan, ranges) = self.config.plan(graph, cx)?;
-        emit(
-            graph,
-            &plan,
-            &ranges,
-            &self.config.weights,
-            &BTreeMap::new(),
-        )
+        emit(graph, &plan, &ranges, &BTreeMap::new())
     }
 }

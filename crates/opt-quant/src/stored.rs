@@ -3,36 +3,57 @@
 use opt_core::ops::Op;
 use opt_core::{DType, Error, ErrorKind, Graph, Node, NodeId, Result, ValueId};
 
-/// A node with a stored weight, and the axis of the weight's output channels.
+use crate::layout::Axes;
+use crate::rules::{Candidate, Rules};
+use crate::scheme::Scheme;
+
+/// A node with a stored weight.
 #[derive(Debug, Clone)]
 pub(crate) struct Stored {
     pub(crate) node: NodeId,
     pub(crate) weight: ValueId,
-    pub(crate) axis: usize,
+    pub(crate) axes: Axes,
+    pub(crate) scheme: Scheme,
 }
 
-/// The weight of a layer and its axis of output channels.
-fn weight_of(graph: &Graph, node: &Node) -> Option<(ValueId, usize)> {
-    let weight = *node.inputs().get(1)?;
+/// Which layers a pass takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kinds {
+    /// Matrix products.
+    Products,
+    /// Also convolutions and embeddings.
+    All,
+}
+
+/// The weight of a layer and its axes.
+fn weight_of(graph: &Graph, node: &Node) -> Option<(ValueId, Axes)> {
+    let at = usize::from(!matches!(node.op(), Op::Gather(_)));
+    let weight = *node.inputs().get(at)?;
     let value = graph.value(weight);
     value.tensor()?;
-    let axis = match node.op() {
-        Op::Conv(_) => 0,
-        Op::MatMul(op) if value.ty().rank() == 2 && !op.trans_a => usize::from(!op.trans_b),
+    let rows = Axes { channel: 0, sum: 1 };
+    let axes = match node.op() {
+        Op::Conv(_) => rows,
+        Op::MatMul(op) if value.ty().rank() == 2 && !op.trans_a => match op.trans_b {
+            true => rows,
+            false => Axes { channel: 1, sum: 0 },
+        },
+        Op::Gather(op) if value.ty().rank() == 2 && op.axis == 0 => rows,
         _ => return None,
     };
-    (value.ty().dtype == DType::F32).then_some((weight, axis))
+    (value.ty().dtype == DType::F32).then_some((weight, axes))
 }
 
-/// The layers with stored weights, and why others that have a weight are left out.
+/// The layers with stored weights that rules do not leave alone, and why others are left out.
 pub(crate) fn find(
     graph: &Graph,
-    exclude: &[String],
-    convolutions: bool,
+    rules: &Rules,
+    usual: &Scheme,
+    kinds: Kinds,
 ) -> Result<(Vec<Stored>, Vec<String>)> {
-    let (mut found, mut names, mut left) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut found, mut candidates, mut left) = (Vec::new(), Vec::new(), Vec::new());
     for (id, node) in graph.nodes() {
-        let Some((weight, axis)) = weight_of(graph, node) else {
+        let Some((weight, axes)) = weight_of(graph, node) else {
             if matches!(node.op(), Op::MatMul(_)) {
                 left.push(format!("{}: its operands are computed", node.name()));
             } else if matches!(node.op(), Op::Lstm(_) | Op::Gru(_)) {
@@ -40,34 +61,44 @@ pub(crate) fn find(
             }
             continue;
         };
-        let name = graph.value(weight).name().to_string();
-        names.push(name.clone());
-        if exclude.iter().any(|p| name.contains(p.as_str())) {
-            left.push(format!("{}: excluded", node.name()));
-        } else if !convolutions && matches!(node.op(), Op::Conv(_)) {
-            left.push(format!("{}: convolutions stay in float here", node.name()));
-        } else {
-            found.push(Stored {
-                node: id,
-                weight,
-                axis,
-            });
+        candidates.push(Candidate {
+            op: node.op().name().to_string(),
+            node: node.name().to_string(),
+            weight: graph.value(weight).name().to_string(),
+        });
+        found.push(Stored {
+            node: id,
+            weight,
+            axes,
+            scheme: *usual,
+        });
+    }
+    let schemes = rules.decide(&candidates, usual)?;
+    let mut layers = Vec::new();
+    for ((mut layer, scheme), candidate) in found.into_iter().zip(schemes).zip(candidates) {
+        let name = candidate.node;
+        let Some(scheme) = scheme else {
+            left.push(format!("{name}: excluded"));
+            continue;
+        };
+        match (kinds, graph.node(layer.node).op()) {
+            (Kinds::Products, Op::Conv(_)) => {
+                left.push(format!("{name}: convolutions stay in float here"));
+            }
+            (Kinds::Products, Op::Gather(_)) => {
+                left.push(format!("{name}: embeddings stay in float here"));
+            }
+            _ => {
+                layer.scheme = scheme;
+                layers.push(layer);
+            }
         }
     }
-    if let Some(pattern) = exclude
-        .iter()
-        .find(|p| !names.iter().any(|n| n.contains(p.as_str())))
-    {
-        return Err(Error::new(
-            ErrorKind::NoEffect,
-            format!("the pattern `{pattern}` matches none of {names:?}"),
-        ));
-    }
-    if found.is_empty() {
+    if layers.is_empty() {
         return Err(Error::new(
             ErrorKind::NoEffect,
             format!("there is no stored weight to quantize; left out: {left:?}"),
         ));
     }
-    Ok((found, left))
+    Ok((layers, left))
 }

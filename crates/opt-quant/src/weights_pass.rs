@@ -5,136 +5,142 @@ use std::collections::BTreeMap;
 use opt_core::ops::{Dequantize, Op};
 use opt_core::pass::Needs;
 use opt_core::{
-    Context, DType, Error, Graph, GraphPatch, Pass, Report, Result, ResultExt, Tensor, ValueId,
+    Context, DType, Graph, GraphPatch, Pass, Report, Result, ResultExt, Tensor, ValueId,
 };
 
-use crate::scheme::{Scheme, quantize_tensor};
-use crate::stored::find;
+use crate::emit::sqnr;
+use crate::layout::Axes;
+use crate::nodes::Constants;
+use crate::quantized::{QuantizedTensor, quantize_along};
+use crate::rules::{Rules, Select};
+use crate::scheme::{Format, Granularity, Scheme};
+use crate::stored::{Kinds, Stored, find};
 
-/// Stores the weights of matrix products and convolutions as integers; they are dequantized where
-/// they are read, and computing stays in float.
+/// Stores the weights of matrix products, convolutions and embeddings in the number format of a
+/// [`Scheme`]; they are dequantized where they are read, and computing stays in float.
 ///
-/// 8 bits have one scale for each output channel. 4 bits have one for each block of entries along
-/// the reduced axis of a matrix product, and one for each output channel of a convolution.
+/// Channels are output channels and rows of embeddings. Groups lie along the axis that the layer
+/// sums over: the input features of a matrix product; the input channels and taps of a convolution,
+/// one after another; the entries of a row of an embedding. Rows of 8-bit and 16-bit embeddings are
+/// looked up before they are dequantized.
 ///
 /// ```
 /// use opt_core::nn::{Linear, ModelBuilder};
 /// use opt_core::{Context, Pass};
-/// use opt_quant::QuantizeWeights;
+/// use opt_quant::{QuantizeWeights, Rules, Scheme, Select};
 ///
 /// let mut m = ModelBuilder::new("model", 0);
 /// let x = m.batch("x", [64])?;
-/// let y = m.layer("fc", Linear::new(3), x)?;
+/// let h = m.layer("fc1", Linear::new(64), x)?;
+/// let h = m.relu(h)?;
+/// let y = m.layer("fc2", Linear::new(3), h)?;
 /// m.output("y", y)?;
-/// let pass = QuantizeWeights::int4(32).asymmetric();
+///
+/// let rules = Rules::new().apply(Select::name("fc2.weight"), Scheme::int8());
+/// let pass = QuantizeWeights::new(Scheme::mxfp4()).rules(rules);
 /// let (graph, _) = pass.apply(m.finish()?, &mut Context::new())?;
-/// assert_eq!(graph.type_of(graph.find("fc.weight.q")?).to_string(), "u4[3,64]");
-/// assert_eq!(graph.type_of(graph.find("fc.weight.s")?).to_string(), "f32[3,2]");
+/// assert_eq!(graph.type_of(graph.find("fc1.weight.q")?).to_string(), "f4e2m1[64,64]");
+/// assert_eq!(graph.type_of(graph.find("fc1.weight.s")?).to_string(), "f8e8m0[64,2]");
+/// assert_eq!(graph.type_of(graph.find("fc2.weight.q")?).to_string(), "i8[3,64]");
 /// # Ok::<(), opt_quant::Error>(())
 /// ```
 #[derive(Debug, Clone, PartialEq)]
 pub struct QuantizeWeights {
-    dtype: DType,
-    block: Option<usize>,
-    exclude: Vec<String>,
+    scheme: Scheme,
+    rules: Rules,
 }
 
 impl QuantizeWeights {
-    /// 8 bits, symmetric, a scale for each output channel.
+    /// All weights in one scheme.
+    pub fn new(scheme: Scheme) -> QuantizeWeights {
+        QuantizeWeights {
+            scheme,
+            rules: Rules::new(),
+        }
+    }
+
+    /// [`Scheme::int8`]: symmetric, a scale for each output channel.
     pub fn int8() -> QuantizeWeights {
-        QuantizeWeights {
-            dtype: DType::I8,
-            block: None,
-            exclude: Vec::new(),
-        }
+        QuantizeWeights::new(Scheme::int8())
     }
 
-    /// 4 bits, symmetric, a scale for each `block` entries along the reduced axis (32 is usual).
-    pub fn int4(block: usize) -> QuantizeWeights {
-        QuantizeWeights {
-            dtype: DType::I4,
-            block: Some(block),
-            exclude: Vec::new(),
-        }
+    /// [`Scheme::int4`]: symmetric, a scale for each `group` entries.
+    pub fn int4(group: usize) -> QuantizeWeights {
+        QuantizeWeights::new(Scheme::int4().group(group))
     }
 
-    /// With a zero point for each scale, in unsigned integers.
+    /// With a zero point for each scale.
     #[must_use]
     pub fn asymmetric(mut self) -> QuantizeWeights {
-        self.dtype = if self.dtype == DType::I8 {
-            DType::U8
-        } else {
-            DType::U4
-        };
+        self.scheme = self.scheme.asymmetric();
         self
     }
 
-    /// Leaves out layers whose weights' names contain the pattern; one that matches nothing is an
-    /// error.
+    /// Adds rules after those that there are, for layers with another scheme.
+    #[must_use]
+    pub fn rules(mut self, rules: Rules) -> QuantizeWeights {
+        self.rules = self.rules.then(rules);
+        self
+    }
+
+    /// Leaves out layers whose name, or whose weight's, contains the pattern; one that matches
+    /// nothing is an error.
     #[must_use]
     pub fn exclude(mut self, pattern: impl Into<String>) -> QuantizeWeights {
-        self.exclude.push(pattern.into());
+        self.rules = self.rules.keep(Select::contains(pattern));
         self
-    }
-
-    fn scheme(&self) -> Scheme {
-        let mut scheme = Scheme::weights();
-        scheme.dtype = self.dtype;
-        scheme.symmetric = matches!(self.dtype, DType::I8 | DType::I4);
-        scheme
     }
 }
 
-/// A weight in blocks along an axis: integers, scales and zero points.
-fn blocked(
-    weight: &Tensor,
-    axis: usize,
-    block: usize,
-    scheme: &Scheme,
-) -> Result<(Tensor, Tensor, Tensor)> {
-    let shape = weight.shape().to_vec();
-    let inner: usize = shape[axis + 1..].iter().product();
-    let size = shape[axis];
-    let blocks = size.div_ceil(block);
-    let values = weight.to_f64s();
-    let place = |i: usize| {
-        let (outer, along, rest) = (i / (inner * size), i / inner % size, i % inner);
-        (outer * blocks + along / block) * inner + rest
+/// A weight in its scheme. Groups of a convolution lie along its input channels and taps, so that
+/// its codes have two axes.
+fn quantized(layer: &Stored, content: &Tensor) -> Result<QuantizedTensor> {
+    let grouped = matches!(layer.scheme.granularity(), Granularity::Group(_));
+    if !grouped || content.rank() <= 2 {
+        return quantize_along(content, &layer.scheme, layer.axes);
+    }
+    let rows = content.shape()[0];
+    let rest = content.shape()[1..].iter().product::<usize>();
+    let axes = Axes { channel: 0, sum: 1 };
+    quantize_along(&content.reshape([rows, rest])?, &layer.scheme, axes)
+}
+
+/// Whether rows of a table can be looked up before they are dequantized.
+fn rows_first(q: &QuantizedTensor) -> bool {
+    matches!(q.scheme().format(), Format::Int(_) | Format::Half(_))
+        && !q.codes().dtype().is_packed()
+}
+
+/// Looks up rows of a quantized table, and dequantizes them.
+fn looked_up(
+    patch: &mut GraphPatch,
+    constants: &Constants,
+    q: &QuantizedTensor,
+    indices: ValueId,
+) -> Result<ValueId> {
+    let codes = patch.gather(constants.codes, indices, 0)?;
+    let Some(scales) = constants.scales else {
+        return patch.cast(codes, DType::F32);
     };
-    let mut scale_shape = shape.clone();
-    scale_shape[axis] = blocks;
-    let count: usize = scale_shape.iter().product();
-    let mut ranges = vec![(0f64, 0f64); count];
-    for (i, &v) in values.iter().enumerate() {
-        let range = &mut ranges[place(i)];
-        // NaN has to reach the check of the range.
-        *range = if v.is_nan() {
-            (f64::NAN, f64::NAN)
-        } else {
-            (range.0.min(v), range.1.max(v))
-        };
+    let last = patch.type_of(codes).rank() - 1;
+    // A scale a row is one block as long as the row.
+    let (axis, block, lone) = match (q.axis(), q.block()) {
+        (None, _) => (None, None, false),
+        (Some(_), None) => (Some(last), Some(q.codes().shape()[1]), true),
+        (Some(_), block) => (Some(last), block, false),
+    };
+    let mut inputs = vec![codes];
+    for parameter in [Some(scales), constants.zero_points].into_iter().flatten() {
+        let mut rows = parameter;
+        if axis.is_some() {
+            rows = patch.gather(parameter, indices, 0)?;
+        }
+        if lone {
+            rows = patch.unsqueeze(rows, &[last])?;
+        }
+        inputs.push(rows);
     }
-    let (mut scales, mut zeros) = (Vec::with_capacity(count), Vec::with_capacity(count));
-    for (low, high) in ranges {
-        let (scale, zero) = scheme.scale(low, high)?;
-        scales.push(scale);
-        zeros.push(f64::from(zero));
-    }
-    let (low, high) = scheme.grid()?;
-    let levels: Vec<f64> = values
-        .iter()
-        .enumerate()
-        .map(|(i, &v)| {
-            let at = place(i);
-            let level = (v / f64::from(scales[at])).round_ties_even() + zeros[at];
-            level.clamp(f64::from(low), f64::from(high))
-        })
-        .collect();
-    Ok((
-        Tensor::from_f64s(scheme.dtype, &shape, &levels)?,
-        Tensor::new(&scale_shape, scales)?,
-        Tensor::from_f64s(scheme.dtype, &scale_shape, &zeros)?,
-    ))
+    patch.op(Dequantize { axis, block }, &inputs)
 }
 
 impl Pass for QuantizeWeights {
@@ -143,10 +149,7 @@ impl Pass for QuantizeWeights {
     }
 
     fn config(&self) -> String {
-        format!(
-            "dtype = \"{}\"\nblock = {:?}\nexclude = {:?}\n",
-            self.dtype, self.block, self.exclude
-        )
+        format!("scheme = \"{}\"\nrules = {}\n", self.scheme, self.rules)
     }
 
     fn needs(&self) -> Needs {
@@ -154,58 +157,50 @@ impl Pass for QuantizeWeights {
     }
 
     fn apply(&self, graph: Graph, _: &mut Context<'_>) -> Result<(Graph, Report)> {
-        if self.block == Some(0) {
-            return Err(Error::invalid("a block of no entries"));
-        }
-        let (layers, left) = find(&graph, &self.exclude, true)?;
-        let scheme = self.scheme();
+        let (layers, left) = find(&graph, &self.rules, &self.scheme, Kinds::All)?;
         let original = graph.clone();
+        let consumers = original.consumers();
         let mut patch = GraphPatch::new(graph);
-        let mut done: BTreeMap<ValueId, usize> = BTreeMap::new();
         let mut report = Report::default();
+        // All readers of a weight read the same codes: those of the first.
+        let mut weights: BTreeMap<ValueId, Vec<Stored>> = BTreeMap::new();
         for layer in layers {
-            let node = original.node(layer.node);
-            // All readers of a weight read the same integers.
-            if let Some(&axis) = done.get(&layer.weight) {
-                if axis != layer.axis {
+            weights.entry(layer.weight).or_default().push(layer);
+        }
+        for (weight, layers) in weights {
+            let first = &layers[0];
+            for other in &layers[1..] {
+                if (other.axes, other.scheme) != (first.axes, first.scheme) {
                     report = report.note(format!(
-                        "{}: shares a weight that is scaled along its other axis",
-                        node.name()
+                        "{}: shares the weight of {}, which decides about its scheme and axes",
+                        original.node(other.node).name(),
+                        original.node(first.node).name()
                     ));
                 }
-                continue;
             }
-            done.insert(layer.weight, layer.axis);
-            let value = original.value(layer.weight);
+            let value = original.value(weight);
             let name = value.name().to_string();
             let content = value.tensor().expect("found as stored");
-            let (q, scale, zero, op) = match (self.block, node.op()) {
-                (Some(block), Op::MatMul(_)) => {
-                    let axis = 1 - layer.axis;
-                    let (q, scale, zero) =
-                        blocked(content, axis, block, &scheme).at(|| name.clone())?;
-                    let op = Dequantize {
-                        axis: Some(axis),
-                        block: Some(block),
-                    };
-                    (q, scale, zero, op)
-                }
-                _ => {
-                    let params = scheme.of_tensor(content, layer.axis).at(|| name.clone())?;
-                    let q = quantize_tensor(content, &params)?;
-                    let op = Dequantize {
-                        axis: params.axis,
-                        block: None,
-                    };
-                    (q, params.scale, params.zero_point, op)
-                }
-            };
+            let q = quantized(first, content).at(|| name.clone())?;
+            let back = q.dequantize()?.reshape(content.shape())?;
+            report = report.figure(format!("SQNR of {name}"), sqnr(content, &back));
             report.changed += 1;
-            let q = patch.named_constant(&format!("{name}.q"), q);
-            let scale = patch.named_constant(&format!("{name}.s"), scale);
-            let zero = patch.named_constant(&format!("{name}.z"), zero);
-            let dq = patch.op(op, &[q, scale, zero])?;
-            patch.replace(layer.weight, dq)?;
+            let constants = Constants::add(&mut patch, &name, &q);
+            let mut readers = consumers.get(&weight).map_or(0, Vec::len);
+            readers += original.outputs().filter(|&o| o == weight).count();
+            for layer in layers.iter().filter(|_| rows_first(&q)) {
+                let node = original.node(layer.node);
+                if let Op::Gather(_) = node.op() {
+                    let rows = looked_up(&mut patch, &constants, &q, node.inputs()[1])?;
+                    patch.replace(node.outputs()[0], rows)?;
+                    readers -= 1;
+                }
+            }
+            if readers > 0 {
+                let whole = constants.dequantize(&mut patch, &q)?;
+                let whole = patch.reshape(whole, content.shape())?;
+                patch.replace(weight, whole)?;
+            }
         }
         for note in left {
             report = report.note(note);

@@ -211,8 +211,7 @@ fn integer_kernels_run_and_all_paths_agree_bit_for_bit() {
 
 /// A configuration with weights of 2 bits.
 fn two_bits() -> Config {
-    let scheme = Scheme::weights().with_dtype(DType::I4).unwrap();
-    Config::default().weights(scheme.with_bits(2).unwrap())
+    Config::default().weights(Scheme::int2().per_channel())
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! Esser et al. 2020.
 
-use opt_core::{DType, Pipeline, Result};
+use opt_core::{Pipeline, Result};
 use opt_quant::{Config, QuantizeAware, QuantizeStatic, Scheme};
 
 use super::{Claim, Figures, Judgement, LR, Lab, Verdict};
@@ -38,7 +38,7 @@ impl Claim for TwoBits {
     }
 
     fn measure(&self, lab: &Lab) -> Result<Vec<(&'static str, f64)>> {
-        let two = Scheme::weights().with_dtype(DType::I4)?.with_bits(2)?;
+        let two = Scheme::int2().per_channel();
         let config = Config::default().weights(two);
         let dense = lab.trained()?;
         let aware = |config: Config| {

@@ -158,7 +158,7 @@ pub enum BinaryOp {
 
 /// An element-wise function of two inputs of one dtype, broadcast by numpy's rules. Comparisons
 /// give booleans (`Equal` and `NotEqual` take them too), `And`, `Or` and `Xor` take booleans;
-/// packed 4-bit integers are not taken.
+/// types that [only store](crate::DType::is_storage) numbers are not taken.
 ///
 /// Where the incoming gradient is 0, division and power give a gradient of 0 even where their
 /// derivative is infinite.
@@ -173,8 +173,8 @@ pub struct Binary {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Where;
 
-/// Converts elements as [`Tensor::cast`](crate::Tensor::cast) does, neither from nor to packed
-/// dtypes. Between floating-point types the gradient is the cast back; else there is none.
+/// Converts elements as [`Tensor::cast`](crate::Tensor::cast) does, but not to packed
+/// integers. Between floating-point types the gradient is the cast back; else there is none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Cast {
     /// The dtype of the output.

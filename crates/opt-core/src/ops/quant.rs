@@ -1,13 +1,16 @@
-//! Quantization: to an integer grid, back, and rounding to the grid in float.
+//! Quantization: to a grid of integers or narrow floats, back, and rounding to the grid in float.
 
 use super::rules::{arity, float, no_gradient, of_dtype, same_dtype};
 use super::{AxisRules, Cost, IndexMap, InputGrads, OpRules, Port, Vjp};
+use crate::tensor::MiniFloat;
 use crate::{DType, Dim, Error, GraphBuilder, Result, Shape, Tensor, TensorType, ValueId};
 
-/// `clamp(round_half_even(x / scale) + zero_point)` to `dtype` (i8, u8, i4 or u4). Inputs: x,
-/// scale (of x's dtype), zero point (of `dtype`); scale and zero point are scalars, or `[C]`
-/// along `axis`, or with `block` have x's shape with `axis` divided by the block, rounded up.
-/// No gradient. Source: ONNX `QuantizeLinear`.
+/// `clamp(round_half_even(x / scale) + zero_point)` to `dtype`, an integer of 8, 4 or 2 bits; or the
+/// number of `dtype` that is nearest to `x / scale`, a float of 8, 6 or 4 bits, as
+/// [`MiniFloat::encode`](crate::tensor::MiniFloat::encode) has it. Inputs: x, scale (of x's dtype),
+/// and for integers, if it is not 0, the zero point (of `dtype`). Scale and zero point are scalars,
+/// or `[C]` along `axis`, or with `block` have x's shape with `axis` divided by the block, rounded
+/// up. No gradient. Source: ONNX `QuantizeLinear`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Quantize {
     /// The dtype of the output.
@@ -18,9 +21,10 @@ pub struct Quantize {
     pub block: Option<usize>,
 }
 
-/// `(q - zero_point) * scale`. Inputs: q (i8, u8, i4, u4 or i32), scale, zero point (of q's
-/// dtype), shaped as for [`Quantize`]; the output has the scale's dtype. The gradient by the
-/// scale is that of the formula. Source: ONNX `DequantizeLinear`.
+/// `(q - zero_point) * scale`. Inputs: q (of a dtype that [`Quantize`] has, or i32), scale, and for
+/// integers, if it is not 0, the zero point (of q's dtype), shaped as for [`Quantize`]; the output
+/// has the scale's dtype. The gradient by the scale is that of the formula. Source: ONNX
+/// `DequantizeLinear`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Dequantize {
     /// The axis of per-channel or blocked scales.
@@ -116,6 +120,24 @@ impl GraphBuilder {
     }
 }
 
+/// Fails unless a dtype is one of quantized values, and a zero point goes with it.
+fn grid_of(inputs: &[TensorType], dtype: DType) -> Result<()> {
+    match (inputs.get(2), MiniFloat::of(dtype)) {
+        (_, Some(_)) if dtype == DType::F8E8M0 => Err(Error::dtype(format!(
+            "{dtype} is a type of scales, not of quantized values"
+        ))),
+        (None, Some(_)) => Ok(()),
+        (Some(zero), Some(_)) => Err(Error::dtype(format!(
+            "{dtype} is symmetric about 0: it takes no zero point, found {zero}"
+        ))),
+        (None, None) => dtype.int_range().map(|_| ()),
+        (Some(zero), None) => {
+            dtype.int_range()?;
+            of_dtype(zero, dtype, "the zero point")
+        }
+    }
+}
+
 /// Fails unless scale and zero point have the shape that goes with x, axis and block.
 fn parameters(inputs: &[TensorType], axis: Option<usize>, block: Option<usize>) -> Result<()> {
     let x = &inputs[0];
@@ -133,7 +155,7 @@ fn parameters(inputs: &[TensorType], axis: Option<usize>, block: Option<usize>) 
             shape
         }
     };
-    for (ty, what) in [(&inputs[1], "scale"), (&inputs[2], "zero point")] {
+    for (ty, what) in inputs[1..].iter().zip(["scale", "zero point"]) {
         if ty.shape != expected {
             return Err(Error::shape(format!(
                 "the {what} of {x} must have shape {expected} (axis {axis:?}, block {block:?}), \
@@ -151,7 +173,7 @@ fn axis_rules(inputs: &[TensorType], axis: Option<usize>, block: Option<usize>) 
     for a in 0..inputs[0].rank() {
         rules.same((Input(0), a), (Output(0), a));
     }
-    for i in 1..3 {
+    for i in 1..inputs.len() {
         match (axis, block) {
             (Some(axis), None) => rules.same((Input(i), 0), (Input(0), axis)),
             (Some(axis), Some(block)) => {
@@ -217,11 +239,10 @@ fn sum_to_parameter(
 
 impl OpRules for Quantize {
     fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>> {
-        arity(inputs, 3..=3)?;
-        self.dtype.int_range()?;
+        arity(inputs, 2..=3)?;
         float(&inputs[0], "the input")?;
         same_dtype(&inputs[0], &inputs[1])?;
-        of_dtype(&inputs[2], self.dtype, "the zero point")?;
+        grid_of(inputs, self.dtype)?;
         parameters(inputs, self.axis, self.block)?;
         Ok(vec![inputs[0].with_dtype(self.dtype)])
     }
@@ -241,13 +262,14 @@ impl OpRules for Quantize {
 
 impl OpRules for Dequantize {
     fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>> {
-        arity(inputs, 3..=3)?;
+        arity(inputs, 2..=3)?;
         let (q, scale) = (&inputs[0], &inputs[1]);
-        if q.dtype != DType::I32 {
-            q.dtype.int_range()?;
-        }
         float(scale, "the scale")?;
-        of_dtype(&inputs[2], q.dtype, "the zero point")?;
+        if q.dtype != DType::I32 {
+            grid_of(inputs, q.dtype)?;
+        } else if let Some(zero) = inputs.get(2) {
+            of_dtype(zero, q.dtype, "the zero point")?;
+        }
         parameters(inputs, self.axis, self.block)?;
         Ok(vec![q.with_dtype(scale.dtype)])
     }
@@ -258,10 +280,14 @@ impl OpRules for Dequantize {
         // With a scale of 1 the op gives `q - zero_point`, for packed and blocked inputs too.
         let ones = Tensor::full(scale.dtype, scale.shape.fixed()?, 1.0)?;
         let ones = cx.b.constant(ones);
-        let steps = cx.b.op(self.clone(), &[cx.inputs[0], ones, cx.inputs[2]])?;
+        let mut operands = cx.inputs.to_vec();
+        operands[1] = ones;
+        let steps = cx.b.op(self.clone(), &operands)?;
         let by_scale = cx.b.mul(g, steps)?;
         let by_scale = sum_to_parameter(cx.b, by_scale, self.axis, self.block)?;
-        Ok(vec![None, Some(by_scale), None])
+        let mut grads = vec![None; cx.inputs.len()];
+        grads[1] = Some(by_scale);
+        Ok(grads)
     }
 
     fn axes(&self, inputs: &[TensorType], _: &[TensorType]) -> AxisRules {
@@ -415,6 +441,17 @@ mod tests {
             (dequantize(None, None), "i64[n] f32[] i64[]", "error"),
             (dequantize(None, None), "i8[n] f32[] u8[]", "error"),
             (dequantize(None, None), "i8[n] i8[] i8[]", "error"),
+            (dequantize(Some(0), Some(4)), "i2[8] f32[2]", "f32[8]"),
+            (dequantize(Some(0), None), "f8e4m3[8] f16[8]", "f16[8]"),
+            (dequantize(None, None), "f8e4m3[8] f32[] f8e4m3[]", "error"),
+            (dequantize(None, None), "f8e8m0[8] f32[]", "error"),
+            (dequantize(None, None), "f16[8] f32[]", "error"),
+            (
+                quantize(DType::F4E2M1, Some(1), Some(2)),
+                "f32[n,5] f32[n,3]",
+                "f4e2m1[n,5]",
+            ),
+            (quantize(DType::U2, None, None), "f32[4] f32[]", "u2[4]"),
             (fake(-128, None), "f32[n,3] f32[] f32[]", "f32[n,3]"),
             (fake(-128, Some(1)), "f32[n,3] f32[3] f32[3]", "f32[n,3]"),
             (fake(-128, None), "f32[n,3] f32[] i8[]", "error"),

@@ -28,15 +28,32 @@ pub enum DType {
     U8,
     /// Boolean, one byte an element, 0 or 1.
     Bool,
-    /// Signed 4-bit integer in -8..=7, two an byte, the first in the low half.
+    /// Signed 4-bit integer in -8..=7, two a byte, the first in the low half.
     I4,
-    /// Unsigned 4-bit integer in 0..=15, two an byte, the first in the low half.
+    /// Unsigned 4-bit integer in 0..=15, two a byte, the first in the low half.
     U4,
+    /// Signed 2-bit integer in -2..=1, four a byte, the first in the lowest bits.
+    I2,
+    /// Unsigned 2-bit integer in 0..=3, four a byte, the first in the lowest bits.
+    U2,
+    /// 8-bit float: 4 exponent bits, 3 mantissa bits, up to 448, NaN but no infinities
+    /// (`FLOAT8E4M3FN`).
+    F8E4M3,
+    /// 8-bit float: 5 exponent bits, 2 mantissa bits, up to 57344, NaN and infinities.
+    F8E5M2,
+    /// 8-bit power of two from 2^-127 to 2^127, or NaN: the scale of microscaling formats.
+    F8E8M0,
+    /// 6-bit float: 2 exponent bits, 3 mantissa bits, up to 7.5; four in three bytes.
+    F6E2M3,
+    /// 6-bit float: 3 exponent bits, 2 mantissa bits, up to 28; four in three bytes.
+    F6E3M2,
+    /// 4-bit float: 2 exponent bits, 1 mantissa bit, up to 6; two a byte.
+    F4E2M1,
 }
 
 impl DType {
     /// Every element type.
-    pub const ALL: [DType; 11] = [
+    pub const ALL: [DType; 19] = [
         DType::F32,
         DType::F64,
         DType::F16,
@@ -48,6 +65,14 @@ impl DType {
         DType::Bool,
         DType::I4,
         DType::U4,
+        DType::I2,
+        DType::U2,
+        DType::F8E4M3,
+        DType::F8E5M2,
+        DType::F8E8M0,
+        DType::F6E2M3,
+        DType::F6E3M2,
+        DType::F4E2M1,
     ];
 
     /// Bits an element takes.
@@ -57,19 +82,23 @@ impl DType {
             DType::F32 | DType::I32 => 32,
             DType::F16 | DType::BF16 => 16,
             DType::I8 | DType::U8 | DType::Bool => 8,
-            DType::I4 | DType::U4 => 4,
+            DType::F8E4M3 | DType::F8E5M2 | DType::F8E8M0 => 8,
+            DType::F6E2M3 | DType::F6E3M2 => 6,
+            DType::I4 | DType::U4 | DType::F4E2M1 => 4,
+            DType::I2 | DType::U2 => 2,
         }
     }
 
     /// Bytes that `len` elements take, rounded up to whole bytes.
     pub fn bytes(self, len: usize) -> usize {
-        match self {
-            DType::I4 | DType::U4 => len.div_ceil(2),
-            _ => len * (self.bits() / 8),
+        match self.is_packed() {
+            true => (len * self.bits()).div_ceil(8),
+            false => len * (self.bits() / 8),
         }
     }
 
-    /// Whether this is a floating-point type.
+    /// Whether this is a floating-point type that ops compute in; those of 8 bits and fewer only
+    /// [store](DType::is_storage) numbers.
     pub fn is_float(self) -> bool {
         matches!(self, DType::F32 | DType::F64 | DType::F16 | DType::BF16)
     }
@@ -78,16 +107,30 @@ impl DType {
     pub fn is_int(self) -> bool {
         matches!(
             self,
-            DType::I64 | DType::I32 | DType::I8 | DType::U8 | DType::I4 | DType::U4
+            DType::I64
+                | DType::I32
+                | DType::I8
+                | DType::U8
+                | DType::I4
+                | DType::U4
+                | DType::I2
+                | DType::U2
         )
     }
 
-    /// Whether two elements share a byte.
+    /// Whether elements share bytes.
     pub fn is_packed(self) -> bool {
-        matches!(self, DType::I4 | DType::U4)
+        self.bits() < 8
     }
 
-    /// The inclusive range of an 8-bit or 4-bit integer type; the grid of quantized values.
+    /// Whether this type only stores numbers: packed integers, and floats of 8 bits and fewer.
+    /// Quantization, dequantization and casts know them, and what moves elements may; arithmetic
+    /// does not.
+    pub fn is_storage(self) -> bool {
+        self.is_packed() || matches!(self, DType::F8E4M3 | DType::F8E5M2 | DType::F8E8M0)
+    }
+
+    /// The inclusive range of an integer type of 8, 4 or 2 bits; the grid of quantized values.
     ///
     /// ```
     /// use opt_core::DType;
@@ -102,8 +145,10 @@ impl DType {
             DType::U8 => Ok((0, 255)),
             DType::I4 => Ok((-8, 7)),
             DType::U4 => Ok((0, 15)),
+            DType::I2 => Ok((-2, 1)),
+            DType::U2 => Ok((0, 3)),
             _ => Err(Error::dtype(format!(
-                "{self} is no quantized type; use i8, u8, i4 or u4"
+                "{self} is no quantized integer type; those are i8, u8, i4, u4, i2 and u2"
             ))),
         }
     }
@@ -123,6 +168,14 @@ impl fmt::Display for DType {
             DType::Bool => "bool",
             DType::I4 => "i4",
             DType::U4 => "u4",
+            DType::I2 => "i2",
+            DType::U2 => "u2",
+            DType::F8E4M3 => "f8e4m3",
+            DType::F8E5M2 => "f8e5m2",
+            DType::F8E8M0 => "f8e8m0",
+            DType::F6E2M3 => "f6e2m3",
+            DType::F6E3M2 => "f6e3m2",
+            DType::F4E2M1 => "f4e2m1",
         })
     }
 }
@@ -134,8 +187,9 @@ mod sealed {
 /// A Rust type that is the element of a [`Tensor`](crate::Tensor).
 ///
 /// `bool` tensors are read and written as `u8` (0 or 1) or through
-/// [`Tensor::to_vec_bool`](crate::Tensor::to_vec_bool); packed 4-bit tensors through
-/// [`Tensor::unpack`](crate::Tensor::unpack).
+/// [`Tensor::to_vec_bool`](crate::Tensor::to_vec_bool); packed integers through
+/// [`Tensor::unpack`](crate::Tensor::unpack), floats of 8 bits and fewer through
+/// [`Tensor::codes`](crate::Tensor::codes) or as numbers.
 pub trait Element: bytemuck::Pod + sealed::Sealed + Send + Sync + PartialEq + fmt::Debug {
     /// The element type.
     const DTYPE: DType;

@@ -1,6 +1,7 @@
 //! Host tensors: a dtype, a shape, strides and shared bytes.
 
 mod dtype;
+mod minifloat;
 mod packed;
 mod storage;
 #[cfg(feature = "ndarray")]
@@ -12,6 +13,8 @@ use std::sync::Arc;
 use smallvec::SmallVec;
 
 pub use dtype::{DType, Element};
+pub use minifloat::MiniFloat;
+pub use packed::{read_code, write_codes};
 pub use storage::Buffer;
 
 use crate::{Error, Result};
@@ -191,13 +194,23 @@ impl Tensor {
             DType::Bool => {
                 Tensor::from_bools(shape, data.iter().map(|&v| v != 0.0).collect::<Vec<_>>())
             }
-            DType::I4 | DType::U4 => {
+            DType::I4 | DType::U4 | DType::I2 | DType::U2 => {
                 let (lo, hi) = dtype.int_range()?;
                 let ints: Vec<i8> = data
                     .iter()
                     .map(|&v| (v as i32).clamp(lo, hi) as i8)
                     .collect();
                 Tensor::pack(dtype, shape, &ints)
+            }
+            DType::F8E4M3
+            | DType::F8E5M2
+            | DType::F8E8M0
+            | DType::F6E2M3
+            | DType::F6E3M2
+            | DType::F4E2M1 => {
+                let format = MiniFloat::of(dtype).expect("a narrow float");
+                let codes: Vec<u8> = data.iter().map(|&v| format.encode(v)).collect();
+                Tensor::from_codes(dtype, shape, &codes)
             }
         }
     }
@@ -391,7 +404,15 @@ impl Tensor {
             DType::I32 => all::<i32>(self),
             DType::I8 => all::<i8>(self),
             DType::U8 | DType::Bool => all::<u8>(self),
-            DType::I4 | DType::U4 => self.unpacked().into_iter().map(f64::from).collect(),
+            DType::I4 | DType::U4 | DType::I2 | DType::U2 => {
+                self.unpacked().into_iter().map(f64::from).collect()
+            }
+            DType::F8E4M3
+            | DType::F8E5M2
+            | DType::F8E8M0
+            | DType::F6E2M3
+            | DType::F6E3M2
+            | DType::F4E2M1 => self.minifloats(MiniFloat::of(self.dtype).expect("a narrow float")),
         }
     }
 
@@ -410,7 +431,8 @@ impl Tensor {
     }
 
     /// Converts the elements: floats round to nearest, floats to integers truncate toward zero
-    /// and saturate (NaN gives 0), non-zero is true.
+    /// and saturate (NaN gives 0), non-zero is true; to floats of 8 bits and fewer as
+    /// [`MiniFloat::encode`] does it.
     pub fn cast(&self, dtype: DType) -> Tensor {
         if dtype == self.dtype {
             return self.clone();
@@ -508,8 +530,8 @@ impl Tensor {
             )));
         }
         if self.dtype.is_packed() {
-            let wide = self.unpack()?.select(axis, indices)?;
-            return Tensor::pack(self.dtype, wide.shape(), wide.as_slice::<i8>()?);
+            let wide = Tensor::new(self.shape(), self.codes()?)?.select(axis, indices)?;
+            return Tensor::from_codes(self.dtype, wide.shape(), wide.as_slice::<u8>()?);
         }
         let source = self.contiguous();
         let bytes = source.bytes()?;
@@ -598,7 +620,9 @@ impl Tensor {
 
     /// Whether every element is finite; integer tensors always are.
     pub fn is_finite(&self) -> bool {
-        !self.dtype.is_float() || self.to_f64s().iter().all(|v| v.is_finite())
+        self.dtype.is_int()
+            || self.dtype == DType::Bool
+            || self.to_f64s().iter().all(|v| v.is_finite())
     }
 
     /// Takes the bytes out if this tensor is their only owner and covers them from the start;
@@ -613,7 +637,7 @@ impl Tensor {
     fn refuse_packed(&self, what: &str) -> Result<()> {
         if self.dtype.is_packed() {
             return Err(Error::unsupported(format!(
-                "cannot {what} packed {}; `unpack` it first",
+                "cannot {what} packed {}; take its `codes`",
                 self.dtype
             )));
         }

@@ -1,5 +1,6 @@
 //! Constant folding: what depends on constants only is computed once, when compiling.
 
+use opt_core::ops::Op;
 use opt_core::tensor::Buffer;
 use opt_core::{Result, ResultExt, Tensor};
 
@@ -29,10 +30,12 @@ pub(super) fn fold(ir: &mut Ir) -> Result<()> {
             buffers.push(Buffer::zeroed(ty.dtype.bytes(ty.shape.len()?)));
             shapes.push(ty.shape.fixed()?);
         }
-        // A scalar expanded to a large tensor is cheaper to expand at each run than to keep.
+        // A scalar expanded to a large tensor is cheaper to expand at each run than to keep; weights
+        // of 2 bits are not.
         let from: usize = inputs.iter().map(Tensor::size_in_bytes).sum();
         let to: usize = buffers.iter().map(Buffer::len).sum();
-        if to > SMALL && to > 8 * from {
+        let quantized = matches!(&step.kind, Kind::Op(Op::Dequantize(_) | Op::Cast(_)));
+        if to > SMALL && to > 8 * from && !quantized {
             ir.steps.push(step);
             continue;
         }

@@ -96,11 +96,21 @@ fn on_grid(ir: &Ir, index: &Index, v: Id) -> Option<OnGrid> {
     if d.block.is_some() {
         return None;
     }
+    let scale = ir.constant(inputs[1])?;
     Some(OnGrid {
         q: inputs[0],
-        scale: ir.constant(inputs[1])?,
-        zero: ir.constant(inputs[2])?,
+        zero: zero_point(ir, inputs, ir.types[inputs[0]].dtype, &scale)?,
+        scale,
     })
+}
+
+/// The constant zero points that go with constant scales: zeros if there is no third input.
+fn zero_point(ir: &Ir, inputs: &[Id], dtype: DType, scale: &Tensor) -> Option<Tensor> {
+    match inputs.get(2) {
+        Some(&zero) => ir.constant(zero),
+        None if dtype.is_int() => Tensor::zeros(dtype, scale.shape()).ok(),
+        None => None,
+    }
 }
 
 /// The scale and zero point of an activation: one for the whole tensor.
@@ -161,7 +171,7 @@ fn moved(ir: &mut Ir) -> Option<usize> {
         let same = |grid: &OnGrid| {
             ir.types[grid.q].dtype == dtype
                 && ir.constant(inputs[1]).as_ref() == Some(&grid.scale)
-                && ir.constant(inputs[2]).as_ref() == Some(&grid.zero)
+                && zero_point(ir, &inputs, dtype, &grid.scale).as_ref() == Some(&grid.zero)
         };
         if let Some(grid) = on_grid(ir, &index, inputs[0]).filter(&same) {
             let root = ir.alias[grid.q];
@@ -234,6 +244,10 @@ fn layer(ir: &mut Ir, at: usize, path: IntPath) -> Result<Option<(Step, Vec<usiz
     let dtype = ir.types[x.q].dtype;
     let Some(weight) = ir.constant(w.q) else {
         return Ok(None);
+    };
+    let weight = match weight.dtype() {
+        DType::I4 | DType::I2 => weight.unpack()?,
+        _ => weight,
     };
     let symmetric = w.zero.to_f64s().iter().all(|&z| z == 0.0);
     if !matches!(dtype, DType::U8 | DType::I8) || weight.dtype() != DType::I8 || !symmetric {
@@ -319,10 +333,18 @@ fn layer(ir: &mut Ir, at: usize, path: IntPath) -> Result<Option<(Step, Vec<usiz
     let mut output = value;
     if let Some(n) = quantize {
         let inputs = &ir.steps[n].inputs;
-        let (Some(s), Some(z)) = (ir.constant(inputs[1]), ir.constant(inputs[2])) else {
+        let out_type = match op(ir, n) {
+            Some(Op::Quantize(q)) => q.dtype,
+            _ => return Ok(None),
+        };
+        let scale = ir.constant(inputs[1]);
+        let parameters = scale.and_then(|s| {
+            let z = zero_point(ir, inputs, out_type, &s)?;
+            Some((s, z))
+        });
+        let Some((s, z)) = parameters else {
             return Ok(None);
         };
-        let out_type = z.dtype();
         if inputs[0] == value && matches!(out_type, DType::U8 | DType::I8) {
             let (s, z) = (s.item()?, z.item()? as i32);
             let (low, high) = out_type.int_range()?;

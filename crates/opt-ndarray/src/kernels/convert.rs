@@ -6,7 +6,7 @@ use smallvec::SmallVec;
 
 use super::lanes::Lane;
 use super::wide::{narrow, widen};
-use super::{Arg, Kernel, Out, RunCx};
+use super::{Arg, Kernel, Out, RunCx, minifloat};
 
 /// How an input lies in memory against the flat index of the output.
 #[derive(Debug, Clone, PartialEq)]
@@ -150,6 +150,9 @@ impl Kernel for Cast {
             (DType::F32, DType::F16 | DType::BF16) => {
                 narrow(from.typed(), to, cx.threads);
                 return Ok(());
+            }
+            (a, b) if a.is_storage() || b.is_storage() => {
+                return minifloat::cast(from, to, cx.threads);
             }
             _ => {}
         }

@@ -17,6 +17,7 @@ mod lanes;
 mod loss;
 mod math;
 mod matmul;
+mod minifloat;
 mod norm;
 mod pool;
 mod quant;

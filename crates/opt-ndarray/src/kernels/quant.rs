@@ -1,15 +1,16 @@
 //! Quantize, dequantize and fake-quantize, in float: the reference of the integer kernels.
 
 use opt_core::ops;
+use opt_core::tensor::{MiniFloat, read_code, write_codes};
 use opt_core::{DType, Error, Result, TensorType};
 
-use super::{Arg, CompileCx, Kernel, Out, RunCx, parallel_chunks, real};
+use super::{Arg, CompileCx, Kernel, Out, RunCx, minifloat, parallel_chunks, real};
 
 /// Which scale an entry has: entry `i` has number
 /// `i / outer_step * rows + i / inner % size / block * inner + i % inner`, simplified to the
 /// cases per tensor, per channel and blocked.
 #[derive(Debug, Clone, Copy)]
-struct Grid {
+pub(super) struct Grid {
     size: usize,
     inner: usize,
     /// Entries of the axis that share a scale; `None` is per tensor or per channel.
@@ -33,7 +34,8 @@ impl Grid {
         })
     }
 
-    fn at(&self, i: usize) -> usize {
+    #[inline]
+    pub(super) fn at(&self, i: usize) -> usize {
         let channel = i / self.inner % self.size;
         match self.block {
             None => channel,
@@ -51,8 +53,10 @@ enum Ints<'a> {
     I8(&'a [i8]),
     U8(&'a [u8]),
     I32(&'a [i32]),
-    /// Packed; signed if true.
-    Nibbles(&'a [u8], bool),
+    /// Packed, with the bits of one; signed if true.
+    Packed(&'a [u8], usize, bool),
+    /// No zero points: all are 0.
+    Zero,
 }
 
 impl<'a> Ints<'a> {
@@ -60,10 +64,17 @@ impl<'a> Ints<'a> {
         match arg.dtype {
             DType::I8 => Ints::I8(arg.typed()),
             DType::I32 => Ints::I32(arg.typed()),
-            DType::I4 => Ints::Nibbles(arg.bytes, true),
-            DType::U4 => Ints::Nibbles(arg.bytes, false),
+            DType::I4 => Ints::Packed(arg.bytes, 4, true),
+            DType::U4 => Ints::Packed(arg.bytes, 4, false),
+            DType::I2 => Ints::Packed(arg.bytes, 2, true),
+            DType::U2 => Ints::Packed(arg.bytes, 2, false),
             _ => Ints::U8(arg.bytes),
         }
+    }
+
+    /// The zero points of a node, its third input.
+    fn zeros(args: &[Arg<'a>]) -> Ints<'a> {
+        args.get(2).map_or(Ints::Zero, Ints::of)
     }
 
     fn at(&self, i: usize) -> i32 {
@@ -71,14 +82,14 @@ impl<'a> Ints<'a> {
             Ints::I8(v) => i32::from(v[i]),
             Ints::U8(v) => i32::from(v[i]),
             Ints::I32(v) => v[i],
-            Ints::Nibbles(bytes, signed) => {
-                let nibble = bytes[i / 2] >> (4 * (i % 2)) & 0xF;
-                if *signed {
-                    i32::from((nibble << 4) as i8 >> 4)
-                } else {
-                    i32::from(nibble)
+            Ints::Packed(bytes, bits, signed) => {
+                let code = read_code(bytes, *bits, i);
+                match signed {
+                    true => i32::from((code << (8 - bits)) as i8 >> (8 - bits)),
+                    false => i32::from(code),
                 }
             }
+            Ints::Zero => 0,
         }
     }
 }
@@ -127,20 +138,13 @@ impl Kernel for Quantize {
 
     fn run(&self, args: &[Arg<'_>], outs: &mut [Out<'_>], cx: &mut RunCx<'_>) -> Result<()> {
         let (x, scale) = (args[0].typed::<f32>(), args[1].typed::<f32>());
-        let zeros = Ints::of(&args[2]);
+        let zeros = Ints::zeros(args);
         let point = |i: usize| {
             let k = self.grid.at(i);
             grid_point(x[i], scale[k], zeros.at(k), self.low, self.high) as u8
         };
         if self.dtype.is_packed() {
-            for (i, byte) in outs[0].bytes.iter_mut().enumerate() {
-                let high = if 2 * i + 1 < x.len() {
-                    point(2 * i + 1)
-                } else {
-                    0
-                };
-                *byte = point(2 * i) & 0xF | high << 4;
-            }
+            write_codes((0..x.len()).map(point), self.dtype.bits(), outs[0].bytes);
             return Ok(());
         }
         let (size, inner) = (self.grid.size, self.grid.inner);
@@ -153,7 +157,7 @@ impl Kernel for Quantize {
         let (low, high) = (self.low, self.high);
         let threads = if x.len() < 1 << 14 { 1 } else { cx.threads };
         parallel_chunks(threads, outs[0].bytes, inner, |run, out| {
-            let (scale, zero) = (scale[run % size], zeros_at(&args[2], run % size));
+            let (scale, zero) = (scale[run % size], zeros.at(run % size));
             for (byte, &x) in out.iter_mut().zip(&x[run * inner..]) {
                 *byte = grid_point(x, scale, zero, low, high) as u8;
             }
@@ -162,14 +166,17 @@ impl Kernel for Quantize {
     }
 }
 
-fn zeros_at(arg: &Arg<'_>, i: usize) -> i32 {
-    Ints::of(arg).at(i)
-}
-
 /// Float to integer grid.
 pub(crate) fn compile_quantize(op: &ops::Quantize, cx: &CompileCx<'_>) -> Result<Box<dyn Kernel>> {
     f32_only(&cx.inputs[0], "quantization")?;
     f32_only(&cx.inputs[1], "quantization")?;
+    if let Some(format) = MiniFloat::of(op.dtype) {
+        return Ok(Box::new(minifloat::Quantize {
+            grid: Grid::new(&cx.inputs[0], op.axis, op.block)?,
+            format,
+            bits: op.dtype.bits(),
+        }));
+    }
     integers(op.dtype, false)?;
     let (low, high) = op.dtype.int_range()?;
     Ok(Box::new(Quantize {
@@ -191,7 +198,7 @@ impl Kernel for Dequantize {
     }
 
     fn run(&self, args: &[Arg<'_>], outs: &mut [Out<'_>], _: &mut RunCx<'_>) -> Result<()> {
-        let (q, zeros) = (Ints::of(&args[0]), Ints::of(&args[2]));
+        let (q, zeros) = (Ints::of(&args[0]), Ints::zeros(args));
         let level = |i: usize, k: usize| q.at(i).wrapping_sub(zeros.at(k));
         if outs[0].dtype == DType::F64 {
             let scale = args[1].typed::<f64>();
@@ -220,6 +227,13 @@ pub(crate) fn compile_dequantize(
         return Err(Error::unsupported(format!(
             "dequantization with {scales} scales; cast to f32"
         )));
+    }
+    if let Some(format) = MiniFloat::of(cx.inputs[0].dtype) {
+        return Ok(Box::new(minifloat::Dequantize {
+            grid: Grid::new(&cx.inputs[0], op.axis, op.block)?,
+            table: Box::new(format.table()),
+            bits: cx.inputs[0].dtype.bits(),
+        }));
     }
     integers(cx.inputs[0].dtype, true)?;
     Ok(Box::new(Dequantize {

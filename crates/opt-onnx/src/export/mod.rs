@@ -1,6 +1,7 @@
 //! Writing ONNX: from a graph to a file's messages.
 
 mod attributes;
+mod nbits;
 mod nodes;
 mod products;
 mod sizes;
@@ -53,10 +54,13 @@ pub const DEFAULT_OPSET: i64 = 21;
 pub struct Exporter {
     opset: Option<i64>,
     external: Option<bool>,
+    nbits: bool,
 }
 
 impl Exporter {
-    /// An exporter to operator set 21, or to that of the imported model if it is newer.
+    /// An exporter to operator set 21, or to that of the imported model if it is newer, or to the
+    /// oldest that has the graph's dtypes (23 for 4-bit floats, 24 for the scales of microscaling
+    /// formats, 25 for 2-bit integers, 28 for 6-bit floats).
     pub fn new() -> Exporter {
         Exporter::default()
     }
@@ -73,6 +77,16 @@ impl Exporter {
     #[must_use]
     pub fn external_data(mut self, yes: bool) -> Exporter {
         self.external = Some(yes);
+        self
+    }
+
+    /// Writes products with weights in blocks of 2, 4 or 8-bit integers (16 to 256 entries of the
+    /// summed axis, a power of two) as ONNX Runtime's own operator `com.microsoft.MatMulNBits`,
+    /// which computes with the packed weight. ONNX's form, a `DequantizeLinear` before the product,
+    /// is read by more programs. The [`Importer`](crate::Importer) reads both.
+    #[must_use]
+    pub fn matmul_nbits(mut self, yes: bool) -> Exporter {
+        self.nbits = yes;
         self
     }
 
@@ -101,13 +115,17 @@ impl Exporter {
     fn model(&self, graph: &Graph) -> Result<(ModelProto, Vec<Tensor>)> {
         let imported = graph.metadata().get("onnx.opset");
         let imported = imported.and_then(|v| v.parse().ok()).unwrap_or(0);
-        let opset = self.opset.unwrap_or(DEFAULT_OPSET.max(imported));
+        let dtypes = graph.values().map(|(_, v)| tensor::since(v.ty().dtype));
+        let needed = dtypes.max().unwrap_or(0);
+        let opset = self
+            .opset
+            .unwrap_or(DEFAULT_OPSET.max(imported).max(needed));
         if !(OLDEST_EXPORT_OPSET..=NEWEST_OPSET).contains(&opset) {
             return Err(Error::invalid(format!(
                 "operator set {opset}; {OLDEST_EXPORT_OPSET} to {NEWEST_OPSET} can be written"
             )));
         }
-        let mut cx = Cx::new(graph, opset);
+        let mut cx = Cx::new(graph, opset, self.nbits);
         cx.name_values();
         for (id, node) in graph.nodes() {
             if cx.fused.contains(&id) {
@@ -142,7 +160,8 @@ fn ir_version(opset: i64) -> i64 {
         21..=22 => 10,
         23 => 11,
         24 => 12,
-        _ => 13,
+        25..=27 => 13,
+        _ => 14,
     }
 }
 
@@ -150,6 +169,8 @@ fn ir_version(opset: i64) -> i64 {
 struct Cx<'g> {
     graph: &'g Graph,
     opset: i64,
+    /// Whether to write `MatMulNBits`.
+    nbits: bool,
     consumers: HashMap<ValueId, Vec<(NodeId, usize)>>,
     names: HashMap<ValueId, String>,
     used: HashSet<String>,
@@ -168,10 +189,11 @@ struct Cx<'g> {
 }
 
 impl<'g> Cx<'g> {
-    fn new(graph: &'g Graph, opset: i64) -> Cx<'g> {
+    fn new(graph: &'g Graph, opset: i64, nbits: bool) -> Cx<'g> {
         Cx {
             graph,
             opset,
+            nbits,
             consumers: graph.consumers(),
             names: HashMap::new(),
             used: HashSet::new(),
@@ -378,12 +400,17 @@ impl<'g> Cx<'g> {
                 value: Some(value.clone()),
             })
             .collect();
+        let mut domains = vec![(String::new(), self.opset)];
+        if nodes.iter().any(|n| n.domain() == nbits::DOMAIN) {
+            domains.push((nbits::DOMAIN.into(), 1));
+        }
+        let set = |(domain, version)| OperatorSetIdProto {
+            domain: Some(domain),
+            version: Some(version),
+        };
         let model = ModelProto {
             ir_version: Some(ir_version(self.opset)),
-            opset_import: vec![OperatorSetIdProto {
-                domain: Some(String::new()),
-                version: Some(self.opset),
-            }],
+            opset_import: domains.into_iter().map(set).collect(),
             producer_name: Some("opt-onnx".into()),
             producer_version: Some(env!("CARGO_PKG_VERSION").into()),
             domain: self.metadata("domain"),

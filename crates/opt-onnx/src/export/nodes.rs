@@ -5,9 +5,9 @@ use opt_core::ops::{
 };
 use opt_core::{DType, Dim, Error, Node, NodeId, Result, Tensor};
 
-use super::Cx;
 use super::attributes::{float, int, ints, signed, text};
 use super::products::{attention, integer_reader, matmul};
+use super::{Cx, nbits};
 use crate::proto::AttributeProto;
 use crate::tensor;
 
@@ -25,12 +25,12 @@ pub(super) fn write(cx: &mut Cx<'_>, id: NodeId, node: &Node) -> Result<()> {
         Op::MatMul(op) => matmul(cx, id, node, op),
         Op::Attention(op) => attention(cx, node, op),
         Op::Where(_) => plain(cx, node, "Where", vec![]),
-        Op::Cast(op) => plain(
-            cx,
-            node,
-            "Cast",
-            vec![int("to", tensor::code(op.dtype)?.into())],
-        ),
+        Op::Cast(op) => {
+            check_dtype(cx, op.dtype)?;
+            check_dtype(cx, cx.ty(node.inputs()[0]).dtype)?;
+            let to = int("to", tensor::code(op.dtype)?.into());
+            plain(cx, node, "Cast", vec![to])
+        }
         Op::Identity(_) | Op::StopGradient(_) => plain(cx, node, "Identity", vec![]),
         Op::Reduce(op) => {
             let axes = signed(&op.axes);
@@ -327,8 +327,18 @@ pub(super) fn write(cx: &mut Cx<'_>, id: NodeId, node: &Node) -> Result<()> {
         }
         Op::Quantize(op) => {
             check_quantized(cx, op.dtype, op.block)?;
-            let attributes = grid(op.axis, op.block);
-            plain(cx, node, "QuantizeLinear", attributes)
+            let mut attributes = grid(op.axis, op.block);
+            let mut inputs = cx.read_all(node.inputs());
+            // Without a zero point the type has to be said otherwise.
+            if inputs.len() == 2 && cx.opset >= 21 {
+                attributes.push(int("output_dtype", tensor::code(op.dtype)?.into()));
+            } else if inputs.len() == 2 {
+                let shape = cx.ty(node.inputs()[1]).shape.fixed()?;
+                let zeros = Tensor::zeros(op.dtype, shape)?;
+                inputs.push(cx.constant(&format!("{name}/zero_point"), zeros));
+            }
+            cx.emit("QuantizeLinear", &name, inputs, vec![y], attributes);
+            Ok(())
         }
         Op::Dequantize(op) => {
             let q = node.inputs()[0];
@@ -337,14 +347,15 @@ pub(super) fn write(cx: &mut Cx<'_>, id: NodeId, node: &Node) -> Result<()> {
             if node
                 .outputs()
                 .iter()
-                .all(|&o| integer_reader(cx, o).is_some())
+                .all(|&o| integer_reader(cx, o).is_some() || nbits::readers_are_products(cx, o))
             {
                 return Ok(());
             }
             // An `i32` takes no zero point.
-            let count = if cx.ty(q).dtype == DType::I32 { 2 } else { 3 };
-            if count == 2 {
-                let zero = cx.graph.value(node.inputs()[2]).tensor();
+            let wide = cx.ty(q).dtype == DType::I32;
+            let count = if wide { 2 } else { node.inputs().len() };
+            if let (true, Some(&zero)) = (wide, node.inputs().get(2)) {
+                let zero = cx.graph.value(zero).tensor();
                 if !zero.is_some_and(|z| z.to_f64s().iter().all(|&v| v == 0.0)) {
                     return Err(Error::unsupported("i32 with a zero point other than 0"));
                 }
@@ -427,12 +438,21 @@ fn grid(axis: Option<usize>, block: Option<usize>) -> Vec<AttributeProto> {
     attributes
 }
 
-fn check_quantized(cx: &Cx<'_>, dtype: DType, block: Option<usize>) -> Result<()> {
-    if cx.opset < 21 && (dtype.is_packed() || block.is_some()) {
+fn check_dtype(cx: &Cx<'_>, dtype: DType) -> Result<()> {
+    let since = tensor::since(dtype);
+    if cx.opset < since {
         return Err(older(
-            "4-bit integers or blocks; export to 21 or newer",
+            &format!("{dtype}; export to {since} or newer"),
             cx.opset,
         ));
+    }
+    Ok(())
+}
+
+fn check_quantized(cx: &Cx<'_>, dtype: DType, block: Option<usize>) -> Result<()> {
+    check_dtype(cx, dtype)?;
+    if cx.opset < 21 && block.is_some() {
+        return Err(older("blocks; export to 21 or newer", cx.opset));
     }
     Ok(())
 }

@@ -254,6 +254,9 @@ pub(super) fn in_range(value: &SizeExpr, dtype: DType) -> bool {
 }
 
 pub(super) fn cast(x: &Items, to: DType) -> Option<Items> {
+    if to.is_storage() && !to.is_int() {
+        return None;
+    }
     let items: Option<Vec<Item>> = x
         .items
         .iter()

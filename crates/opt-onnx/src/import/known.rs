@@ -67,6 +67,9 @@ impl Items {
             values.into_iter().map(Item::int).collect()
         } else if dtype.is_float() {
             tensor.to_f64s().into_iter().map(Item::Num).collect()
+        } else if !(dtype.is_int() || dtype == DType::Bool) {
+            // Floats that only store numbers are not computed with.
+            return None;
         } else if dtype.bits() == 64 {
             // Unsigned numbers may not fit.
             return None;

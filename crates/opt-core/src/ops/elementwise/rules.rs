@@ -11,9 +11,9 @@ use crate::{DType, Error, GraphBuilder, Result, TensorType, ValueId};
 const SELU_ALPHA: f64 = 1.673_263_242_354_377_2;
 const SELU_GAMMA: f64 = 1.050_700_987_355_480_5;
 
-/// Fails for booleans and packed integers.
+/// Fails for booleans and for types that only store numbers.
 pub(crate) fn numeric(ty: &TensorType, what: &str) -> Result<()> {
-    if ty.dtype == DType::Bool || ty.dtype.is_packed() {
+    if ty.dtype == DType::Bool || ty.dtype.is_storage() {
         return Err(Error::dtype(format!(
             "{what} must be floating-point or an unpacked integer, found {ty}"
         )));
@@ -438,9 +438,9 @@ impl OpRules for Where {
         arity(inputs, 3..=3)?;
         of_dtype(&inputs[0], DType::Bool, "the condition")?;
         same_dtype(&inputs[1], &inputs[2])?;
-        if inputs[1].dtype.is_packed() {
+        if inputs[1].dtype.is_storage() {
             return Err(Error::dtype(format!(
-                "packed {} is not taken; insert a dequantize",
+                "{} only stores numbers; insert a dequantize",
                 inputs[1]
             )));
         }
@@ -475,13 +475,11 @@ impl OpRules for Where {
 impl OpRules for Cast {
     fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>> {
         arity(inputs, 1..=1)?;
-        for dtype in [inputs[0].dtype, self.dtype] {
-            if dtype.is_packed() {
-                return Err(Error::dtype(format!(
-                    "cannot cast {} to {}: {dtype} is packed; use quantize and dequantize",
-                    inputs[0], self.dtype
-                )));
-            }
+        if self.dtype.is_packed() && self.dtype.is_int() {
+            return Err(Error::dtype(format!(
+                "cannot cast {} to packed {}; use quantize",
+                inputs[0], self.dtype
+            )));
         }
         Ok(vec![inputs[0].with_dtype(self.dtype)])
     }
@@ -546,7 +544,8 @@ mod tests {
             (cast(DType::I64), "f32[n]", "i64[n]"),
             (cast(DType::Bool), "f32[n]", "bool[n]"),
             (cast(DType::I4), "f32[2]", "error"),
-            (cast(DType::F32), "u4[2]", "error"),
+            (cast(DType::F32), "u4[2]", "f32[2]"),
+            (cast(DType::F4E2M1), "f16[2]", "f4e2m1[2]"),
         ] {
             assert_eq!(infer(&op, inputs), expected, "{op:?} {inputs}");
         }

@@ -420,23 +420,18 @@ fn convert(cx: &mut Cx<'_>, node: &Node<'_>, to: DType) -> Result<Vec<V>> {
     Ok(cx.one(y))
 }
 
-/// A conversion, by way of quantization with scale 1 where a type is packed.
+/// A conversion, by way of quantization with scale 1 to packed integers.
 fn cast_to(cx: &mut Cx<'_>, x: ValueId, to: DType) -> Result<ValueId> {
-    let from = cx.b.type_of(x).dtype;
-    let mut y = x;
-    if from.is_packed() {
-        let (one, zero) = (cx.b.scalar(DType::F32, 1.0)?, cx.b.scalar(from, 0.0)?);
-        y = cx.b.dequantize(y, one, zero, None)?;
+    if !(to.is_packed() && to.is_int()) {
+        return cx.b.cast(x, to);
     }
-    if !to.is_packed() {
-        return cx.b.cast(y, to);
-    }
-    // Toward zero, and then the low four bits.
-    let y = cx.b.cast(y, DType::I32)?;
-    let low = if to == DType::I4 { -8.0 } else { 0.0 };
+    // Toward zero, and then the low bits.
+    let y = cx.b.cast(x, DType::I32)?;
+    let (low, high) = to.int_range()?;
+    let low = f64::from(low);
     let shifted = cx.b.add_scalar(y, -low)?;
-    let sixteen = cx.like(shifted, 16.0)?;
-    let wrapped = apply(cx, BinaryOp::Mod, shifted, sixteen)?;
+    let count = cx.like(shifted, f64::from(high) - low + 1.0)?;
+    let wrapped = apply(cx, BinaryOp::Mod, shifted, count)?;
     let y = cx.b.add_scalar(wrapped, low)?;
     let y = cx.b.cast(y, DType::F32)?;
     let (one, zero) = (cx.b.scalar(DType::F32, 1.0)?, cx.b.scalar(to, 0.0)?);
@@ -444,20 +439,35 @@ fn cast_to(cx: &mut Cx<'_>, x: ValueId, to: DType) -> Result<ValueId> {
 }
 
 fn cast(cx: &mut Cx<'_>, node: &Node<'_>) -> Result<Vec<V>> {
-    // Only conversions to 8-bit floats depend on these two.
-    node.int("saturate")?;
-    node.text("round_mode")?;
     let code = node
         .int("to")?
         .ok_or_else(|| Error::invalid("there is no attribute `to`"))?;
     let to = tensor::dtype_of(code)?;
+    check_rounding(node, to)?;
     convert(cx, node, to)
 }
 
+/// Reads how numbers become 8-bit floats: as [`opt_core::tensor::MiniFloat`] has it, or not at all.
+fn check_rounding(node: &Node<'_>, to: DType) -> Result<()> {
+    let saturate = node.int_or("saturate", 1)? != 0;
+    let mode = node.text_or("round_mode", "up")?;
+    let eight = matches!(to, DType::F8E4M3 | DType::F8E5M2 | DType::F8E8M0);
+    if eight && !saturate {
+        return Err(Error::unsupported(format!(
+            "conversion to {to} that does not saturate"
+        )));
+    }
+    if to == DType::F8E8M0 && mode != "up" {
+        return Err(Error::unsupported(format!(
+            "conversion to {to} that rounds `{mode}`; `up` is supported"
+        )));
+    }
+    Ok(())
+}
+
 fn cast_like(cx: &mut Cx<'_>, node: &Node<'_>) -> Result<Vec<V>> {
-    node.int("saturate")?;
-    node.text("round_mode")?;
     let like = node.input(1)?;
     let to = cx.dtype(like);
+    check_rounding(node, to)?;
     convert(cx, node, to)
 }

@@ -9,6 +9,7 @@ mod image;
 mod index;
 mod loss;
 mod matmul;
+mod nbits;
 mod norm;
 mod optimizer;
 mod pool;
@@ -66,7 +67,7 @@ fn find_contrib(op: &str) -> Option<Lower> {
         "QuickGelu" => elementwise::quick_gelu,
         "QuantizeLinear" => quant::quantize,
         "DequantizeLinear" => quant::dequantize,
-        "MatMulNBits" => quant::matmul_nbits,
+        "MatMulNBits" => nbits::matmul,
         "DynamicQuantizeMatMul" => quant::dynamic_matmul,
         "MatMulIntegerToFloat" => quant::matmul_integer_to_float,
         "QLinearAdd" | "QLinearMul" => quant::qlinear_binary,

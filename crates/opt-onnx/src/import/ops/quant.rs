@@ -1,6 +1,7 @@
 //! Quantization.
 
 use opt_core::ops::{BinaryOp, Dequantize, DynamicQuantize, MatMul, Quantize, UnaryOp};
+use opt_core::tensor::MiniFloat;
 use opt_core::{DType, Error, Result, Tensor, ValueId};
 
 use super::{Lower, axis, count};
@@ -75,38 +76,79 @@ fn zero_point(
     }
 }
 
+/// The zero point of an explicit quantization, in the scale's shape; `None` where there is none, and
+/// for floats, whose only use is to say the type.
+fn explicit_zero(
+    cx: &mut Cx<'_>,
+    node: &Node<'_>,
+    scale: ValueId,
+    dtype: DType,
+) -> Result<Option<ValueId>> {
+    let Some(v) = node.maybe(2) else {
+        return Ok(None);
+    };
+    if MiniFloat::of(dtype).is_some() {
+        let id = cx.id(v)?;
+        let content = cx.b.graph().value(id).tensor();
+        return match content {
+            Some(t) if t.to_f64s().iter().all(|&z| z == 0.0) => Ok(None),
+            _ => Err(Error::unsupported(format!(
+                "a zero point of {dtype} other than a constant 0"
+            ))),
+        };
+    }
+    let zero = cx.x(node, 2)?;
+    let shape = cx.b.type_of(scale).shape.clone();
+    Ok(Some(cx.b.reshape(zero, shape)?))
+}
+
 pub(super) fn quantize(cx: &mut Cx<'_>, node: &Node<'_>) -> Result<Vec<V>> {
     let (x, scale) = (cx.x(node, 0)?, cx.x(node, 1)?);
-    node.int("saturate")?;
+    let saturate = node.int_or("saturate", 1)? != 0;
     node.int("precision")?;
-    let zero = cx.maybe_x(node, 2)?;
+    let zero = node.maybe(2).map(|v| cx.id(v)).transpose()?;
     let dtype = match (zero, node.int_or("output_dtype", 0)?) {
         (Some(z), _) => cx.b.type_of(z).dtype,
         (None, 0) => DType::U8,
         (None, code) => tensor::dtype_of(code)?,
     };
+    if matches!(dtype, DType::F8E4M3 | DType::F8E5M2) && !saturate {
+        return Err(Error::unsupported(format!(
+            "quantization to {dtype} that does not saturate"
+        )));
+    }
     let (scale, axis, block) = layout(cx, node, x, scale)?;
-    let zero = zero_point(cx, zero, scale, dtype)?;
+    let zero = explicit_zero(cx, node, scale, dtype)?;
     // The quotient is taken in f32, the type that kernels have.
     let x = cx.b.cast(x, DType::F32)?;
     let scale = cx.b.cast(scale, DType::F32)?;
     let op = Quantize { dtype, axis, block };
-    let y = cx.b.op(op, &[x, scale, zero])?;
+    let inputs: Vec<ValueId> = [x, scale].into_iter().chain(zero).collect();
+    let y = cx.b.op(op, &inputs)?;
     Ok(cx.one(y))
 }
 
 pub(super) fn dequantize(cx: &mut Cx<'_>, node: &Node<'_>) -> Result<Vec<V>> {
     let (q, scale) = (cx.x(node, 0)?, cx.x(node, 1)?);
-    let zero = cx.maybe_x(node, 2)?;
     let (scale, axis, block) = layout(cx, node, q, scale)?;
     let dtype = cx.b.type_of(q).dtype;
     let out = match node.int_or("output_dtype", 0)? {
         0 => cx.b.type_of(scale).dtype,
         code => tensor::dtype_of(code)?,
     };
-    let zero = zero_point(cx, zero, scale, dtype)?;
+    if !out.is_float() {
+        return Err(Error::unsupported(format!(
+            "dequantization to {out}; `output_dtype` has to say a wider type"
+        )));
+    }
+    // An `i32` has its zero point even where it is 0: the form of biases.
+    let zero = match explicit_zero(cx, node, scale, dtype)? {
+        None if dtype == DType::I32 => Some(zero_point(cx, None, scale, dtype)?),
+        zero => zero,
+    };
     let scale = cx.b.cast(scale, DType::F32)?;
-    let y = cx.b.op(Dequantize { axis, block }, &[q, scale, zero])?;
+    let inputs: Vec<ValueId> = [q, scale].into_iter().chain(zero).collect();
+    let y = cx.b.op(Dequantize { axis, block }, &inputs)?;
     let y = cx.b.cast(y, out)?;
     Ok(cx.one(y))
 }
@@ -312,90 +354,6 @@ pub(super) fn matmul_integer_to_float(cx: &mut Cx<'_>, node: &Node<'_>) -> Resul
     let b = dequantized(cx, b, sb, zb, columns)?;
     let mut y = super::matmul::product(cx, a, b, false, false)?;
     if let Some(bias) = cx.maybe_x(node, 6)? {
-        y = cx.b.add(y, bias)?;
-    }
-    Ok(cx.one(y))
-}
-
-/// A product with a weight `[N, K]` in blocks of 4-bit integers along K.
-pub(super) fn matmul_nbits(cx: &mut Cx<'_>, node: &Node<'_>) -> Result<Vec<V>> {
-    let a = cx.x(node, 0)?;
-    let (packed, scales) = (node.input(1)?, node.input(2)?);
-    let zeros = node.maybe(3);
-    node.int("accuracy_level")?;
-    let number = |name: &str| -> Result<usize> { count(node.int_or(name, 0)?, name) };
-    let (k, n) = (number("K")?, number("N")?);
-    let (bits, block) = (
-        count(node.int_or("bits", 4)?, "bits")?,
-        number("block_size")?,
-    );
-    if bits != 4 || block < 2 || block % 2 != 0 || k == 0 || n == 0 {
-        return Err(Error::unsupported(format!(
-            "weights of {bits} bits in blocks of {block}; 4 bits are supported"
-        )));
-    }
-    let blocks = k.div_ceil(block);
-    let constant = |cx: &Cx<'_>, v: V, what: &str| -> Result<Tensor> {
-        let known = cx.known(v).and_then(super::super::known::Known::tensor);
-        known.ok_or_else(|| Error::unsupported(format!("{what} that is not an initializer")))
-    };
-    let bytes = constant(cx, packed, "a weight")?;
-    let stored = bytes.contiguous().as_slice::<u8>()?.to_vec();
-    if stored.len() != n * blocks * block / 2 {
-        return Err(Error::shape(format!(
-            "a weight of {} bytes for {n} rows of {blocks} blocks of {block} half bytes",
-            stored.len()
-        )));
-    }
-    // Rows are stored in whole blocks; what is beyond K is cut off.
-    let nibble = |bytes: &[u8], i: usize| (bytes[i / 2] >> (4 * (i % 2)) & 15) as i8;
-    let mut weight = Vec::with_capacity(n * k);
-    for row in 0..n {
-        weight.extend((0..k).map(|i| nibble(&stored, row * blocks * block + i)));
-    }
-    let weight = Tensor::pack(DType::U4, [n, k], &weight)?;
-    let zero = match zeros {
-        None => vec![8i8; n * blocks],
-        Some(v) => {
-            let tensor = constant(cx, v, "a zero point")?;
-            if tensor.dtype() != DType::U8 {
-                return Err(Error::unsupported(
-                    "zero points that are not packed integers",
-                ));
-            }
-            let bytes = tensor.contiguous().as_slice::<u8>()?.to_vec();
-            let width = blocks.div_ceil(2);
-            if bytes.len() != n * width {
-                return Err(Error::shape("zero points of another size"));
-            }
-            (0..n * blocks)
-                .map(|i| nibble(&bytes[i / blocks * width..], i % blocks))
-                .collect()
-        }
-    };
-    let zero = Tensor::pack(DType::U4, [n, blocks], &zero)?;
-    let scale = constant(cx, scales, "a scale")?.reshape([n, blocks])?;
-    let name = cx.vals[packed].name.clone();
-    let weight = cx.b.named_constant(&name, weight);
-    let scale_name = cx.vals[scales].name.clone();
-    let scale = cx.b.named_constant(&scale_name, scale.cast(DType::F32));
-    let zero = cx.b.named_constant(&format!("{name}_zero_point"), zero);
-    let op = Dequantize {
-        axis: Some(1),
-        block: Some(block),
-    };
-    let b = cx.b.op(op, &[weight, scale, zero])?;
-    let dtype = cx.b.type_of(a).dtype;
-    let b = cx.b.cast(b, dtype)?;
-    let op = MatMul {
-        trans_a: false,
-        trans_b: true,
-    };
-    let mut y = cx.b.op(op, &[a, b])?;
-    if node.maybe(4).is_some() {
-        return Err(Error::unsupported("reordered columns (`g_idx`)"));
-    }
-    if let Some(bias) = cx.maybe_x(node, 5)? {
         y = cx.b.add(y, bias)?;
     }
     Ok(cx.one(y))
