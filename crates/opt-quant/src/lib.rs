@@ -34,10 +34,18 @@
 
 #![forbid(unsafe_code)]
 
+mod awq;
 mod calibrate;
+mod cholesky;
 mod dynamic_pass;
 mod emit;
+mod fold;
+mod gptq;
+mod gram;
+mod grid;
+mod hqq;
 mod layout;
+mod methods;
 mod nodes;
 pub mod observer;
 mod params;
@@ -48,11 +56,17 @@ mod rules;
 mod scheme;
 mod static_pass;
 mod stored;
+mod task;
 mod weights_pass;
 
+pub use awq::Awq;
 pub use calibrate::{Calibration, calibrate};
 pub use dynamic_pass::QuantizeDynamic;
+pub use gptq::Gptq;
+pub use gram::Samples;
+pub use hqq::Hqq;
 pub use layout::Axes;
+pub use methods::{Method, Nearest};
 pub use observer::{Kl, MinMax, Mse, ObserverKind, Percentile, RangeObserver};
 pub use opt_core::{Error, ErrorKind, Result};
 pub use params::QParams;
