@@ -50,25 +50,25 @@ fn recipes() -> Vec<Recipe> {
     let (int4, uint4) = (Scheme::int4(), Scheme::uint4());
     let gptq = || Gptq::new().samples(samples());
     vec![
-        weights("int4, nearest", int4, Nearest::new().into()),
-        weights("uint4, nearest", uint4, Nearest::new().into()),
-        weights("uint4, searched", uint4, Nearest::new().search().into()),
-        weights("uint4, hqq", uint4, Hqq::new().into()),
-        weights("uint4, awq", uint4, Awq::new().samples(samples()).into()),
-        weights("int4, gptq", int4, gptq().into()),
-        weights("uint4, gptq", uint4, gptq().into()),
-        weights("uint4, gptq, act-order", uint4, gptq().act_order().into()),
+        weights("int4 nearest", int4, Nearest::new().into()),
+        weights("uint4 nearest", uint4, Nearest::new().into()),
+        weights("uint4 searched", uint4, Nearest::new().search().into()),
+        weights("uint4 hqq", uint4, Hqq::new().into()),
+        weights("uint4 awq", uint4, Awq::new().samples(samples()).into()),
+        weights("int4 gptq", int4, gptq().into()),
+        weights("uint4 gptq", uint4, gptq().into()),
+        weights("uint4 gptq act-order", uint4, gptq().act_order().into()),
         weights(
-            "uint4, gptq, sequential",
+            "uint4 gptq sequential",
             uint4,
             gptq().act_order().sequential().into(),
         ),
         weights(
-            "nf4, nearest",
+            "nf4 nearest",
             Scheme::nf4().group(32),
             Nearest::new().into(),
         ),
-        weights("nf4, gptq", Scheme::nf4().group(32), gptq().into()),
+        weights("nf4 gptq", Scheme::nf4().group(32), gptq().into()),
     ]
 }
 
@@ -124,7 +124,7 @@ fn command(args: &Args) -> Result<()> {
             .with_calibration(&calibration);
         let (quantized, _) = recipe.pass.apply(graph.clone(), &mut cx)?;
         let seconds = start.elapsed().as_secs_f64();
-        let file = folder.join(format!("{}.onnx", recipe.name.replace(", ", "-")));
+        let file = folder.join(format!("{}.onnx", recipe.name.replace(' ', "-")));
         Exporter::new().save(&quantized, &file)?;
         let bytes = std::fs::metadata(&file)?.len();
         let found = embeddings(&quantized, &evaluation, &*backend)?;
