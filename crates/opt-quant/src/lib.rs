@@ -40,6 +40,7 @@ mod cholesky;
 mod dynamic_pass;
 mod emit;
 mod fold;
+pub mod gguf;
 mod gptq;
 mod gram;
 mod grid;
