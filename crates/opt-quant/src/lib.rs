@@ -86,11 +86,19 @@
 #![forbid(unsafe_code)]
 
 pub mod analysis;
+mod awq;
 mod calibrate;
+mod cholesky;
 mod dynamic_pass;
 mod emit;
+mod fold;
 pub mod gguf;
+mod gptq;
+mod gram;
+mod grid;
+mod hqq;
 mod layout;
+mod methods;
 mod nodes;
 pub mod observer;
 mod params;
@@ -102,11 +110,17 @@ mod scheme;
 mod static_pass;
 mod stored;
 pub mod stream;
+mod task;
 mod weights_pass;
 
+pub use awq::Awq;
 pub use calibrate::{Calibration, calibrate};
 pub use dynamic_pass::QuantizeDynamic;
+pub use gptq::Gptq;
+pub use gram::Samples;
+pub use hqq::Hqq;
 pub use layout::Axes;
+pub use methods::{Method, Nearest};
 pub use observer::{Kl, MinMax, Mse, ObserverKind, Percentile, RangeObserver};
 pub use opt_core::{Error, ErrorKind, Result};
 pub use params::QParams;

@@ -199,9 +199,8 @@ impl QParams {
 
 #[cfg(test)]
 mod tests {
-    use opt_core::DType;
-
     use super::*;
+    use opt_core::DType;
 
     const AXES: Axes = Axes { channel: 0, sum: 1 };
 

@@ -52,13 +52,13 @@ fn nf4_level(x: f32) -> u8 {
 /// ```
 #[derive(Debug, Clone, PartialEq)]
 pub struct QuantizedTensor {
-    scheme: Scheme,
-    codes: Tensor,
-    scales: Option<Tensor>,
-    zero_points: Option<Tensor>,
-    tensor_scale: Option<Tensor>,
-    axis: Option<usize>,
-    block: Option<usize>,
+    pub(crate) scheme: Scheme,
+    pub(crate) codes: Tensor,
+    pub(crate) scales: Option<Tensor>,
+    pub(crate) zero_points: Option<Tensor>,
+    pub(crate) tensor_scale: Option<Tensor>,
+    pub(crate) axis: Option<usize>,
+    pub(crate) block: Option<usize>,
 }
 
 /// Quantizes a tensor whose output channels lie along its first axis and whose groups lie along its

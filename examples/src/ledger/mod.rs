@@ -5,6 +5,7 @@
 //! thresholds are written down before anything is run.
 
 mod few_images;
+mod gptq;
 mod large_sparse;
 mod lottery;
 mod markdown;
@@ -64,6 +65,7 @@ pub fn claims() -> Vec<Box<dyn Claim>> {
         Box::new(missing_digit::MissingDigit),
         Box::new(few_images::FewImages),
         Box::new(two_bits::TwoBits),
+        Box::new(gptq::Gptq),
         Box::new(structured::Structured),
     ]
 }
