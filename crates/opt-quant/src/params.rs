@@ -200,6 +200,7 @@ impl QParams {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use opt_core::DType;
 
     const AXES: Axes = Axes { channel: 0, sum: 1 };
 
