@@ -137,7 +137,7 @@ fn noise(shape: &[usize], seed: u64) -> Result<Tensor> {
     let stream = Philox::new(seed);
     let len = shape.iter().product::<usize>() as u64;
     let data: Vec<f32> = (0..len).map(|i| stream.uniform(0, i) as f32).collect();
-    Tensor::new(shape.to_vec(), data)
+    Tensor::new(shape, data)
 }
 
 /// The best time of the product in seconds.
