@@ -32,8 +32,8 @@ const WEIGHTS: usize = 1 << 20;
 /// Blocks of sums that a task keeps between the parts of a long sum.
 const KEPT: usize = 32;
 
-/// Multiply-adds from which a second thread is worth its start.
-const PARALLEL: usize = 1 << 23;
+/// Multiply-adds of a task that is worth being handed to another thread.
+const TASK: usize = 1 << 22;
 
 /// Where the activations are read.
 #[derive(Debug)]
@@ -192,10 +192,11 @@ impl AmxLayer {
     fn tasks(&self, threads: usize) -> (usize, impl Fn(usize) -> Task + Sync) {
         let acts = self.activations();
         let work = acts * self.blocks * self.steps * 4 * TILE * ROWS * self.layer.groups;
-        let pieces = if threads <= 1 || work < PARALLEL {
+        // More tasks than threads, since a thread that slept is late for its first.
+        let pieces = if threads <= 1 {
             1
         } else {
-            2 * threads
+            (work / TASK).clamp(1, 8 * threads)
         };
         let fitting = WEIGHTS / (self.steps * 2 * TILE);
         let fitting = fitting.clamp(1, KEPT);
