@@ -532,6 +532,11 @@ impl Kernel for Program {
     }
 }
 
+/// Whether [`apply`] has a function.
+pub(crate) fn applies(op: UnaryOp) -> bool {
+    has_unary(op, true)
+}
+
 /// Applies functions to a slice, in order; what `matmul` and `conv` do to their outputs.
 pub(crate) fn apply(ops: &[UnaryOp], data: &mut [f32]) {
     if ops.is_empty() {

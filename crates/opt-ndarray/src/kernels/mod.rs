@@ -28,6 +28,7 @@ mod shape;
 mod softmax;
 mod state;
 mod tile;
+pub(crate) mod weight_only;
 mod wide;
 
 pub(crate) use state::Copy;
