@@ -207,6 +207,7 @@ fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
             }
         }
     }
+    weights::run(&filter)?;
     if let Some(python) = python {
         let script = concat!(env!("CARGO_MANIFEST_DIR"), "/peers/int8_onnxruntime.py");
         let status = Command::new(&python).args([script, &filter]).status()?;

@@ -18,6 +18,7 @@ pub(super) mod layer;
 
 mod finish;
 mod image;
+mod source;
 mod tasks;
 
 use std::arch::asm;
@@ -34,6 +35,10 @@ pub(super) const TILE: usize = ROWS * ROW;
 
 /// Outputs, and rows or pixels, of a block of sums: two tiles each.
 pub(super) const BLOCK: usize = 2 * ROWS;
+
+/// Steps of 64 bytes for which the block of activations (2 KiB a step) stays in the first-level
+/// cache; longer sums go to memory in between.
+pub(super) const STEPS: usize = 16;
 
 /// Whether the processor multiplies tiles of bytes, the operating system keeps their registers,
 /// and this process may use them; also whether it has the vectors that finish a tile.

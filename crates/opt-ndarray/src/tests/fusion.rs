@@ -11,7 +11,7 @@ use crate::compile;
 use crate::session::CpuExecutable;
 
 /// Runs a graph once, fused or not.
-fn run(graph: &Graph, inputs: &[Tensor], threads: usize, fusion: bool) -> Vec<Tensor> {
+pub(super) fn run(graph: &Graph, inputs: &[Tensor], threads: usize, fusion: bool) -> Vec<Tensor> {
     let plan = compile::compile_with(
         graph,
         &CompileSpec::new(),
@@ -34,7 +34,7 @@ fn run(graph: &Graph, inputs: &[Tensor], threads: usize, fusion: bool) -> Vec<Te
     session.run(inputs).unwrap()
 }
 
-fn noise(shape: &[usize], seed: u64) -> Tensor {
+pub(super) fn noise(shape: &[usize], seed: u64) -> Tensor {
     let stream = Philox::new(seed);
     let len: usize = shape.iter().product();
     let data: Vec<f32> = (0..len)

@@ -4,6 +4,7 @@ mod fusion;
 mod half;
 mod kernels;
 mod profile;
+mod quantized;
 
 use opt_core::{Backend, CompileSpec, DType, ErrorKind, GraphBuilder, Tensor, TensorType};
 

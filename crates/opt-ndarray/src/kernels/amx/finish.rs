@@ -6,9 +6,10 @@ use std::arch::x86_64::{
     _mm512_adds_epi16, _mm512_castsi512_si256, _mm512_cvt_roundps_epi32, _mm512_cvtepi32_epi8,
     _mm512_cvtepi32_ps, _mm512_extracti64x4_epi64, _mm512_loadu_ps, _mm512_loadu_si512,
     _mm512_mask_storeu_epi32, _mm512_mask_storeu_ps, _mm512_maskz_compress_epi32,
-    _mm512_maskz_compress_ps, _mm512_max_ps, _mm512_min_ps, _mm512_mul_ps, _mm512_packs_epi16,
-    _mm512_packs_epi32, _mm512_packus_epi16, _mm512_permutexvar_epi32, _mm512_set1_epi16,
-    _mm512_set1_epi32, _mm512_set1_ps, _mm512_setr_epi32, _mm512_setzero_ps,
+    _mm512_maskz_compress_ps, _mm512_max_epi8, _mm512_max_epu8, _mm512_max_ps, _mm512_min_ps,
+    _mm512_mul_ps, _mm512_packs_epi16, _mm512_packs_epi32, _mm512_packus_epi16,
+    _mm512_permutexvar_epi32, _mm512_set1_epi8, _mm512_set1_epi16, _mm512_set1_epi32,
+    _mm512_set1_ps, _mm512_setr_epi32, _mm512_setzero_ps,
 };
 
 use super::super::SharedMut;
@@ -96,8 +97,9 @@ unsafe fn put(finish: &Finish, scaled: __m512, mask: u16, to: *mut u8) {
 #[derive(Clone, Copy)]
 struct Grid {
     zero: __m512i,
-    /// The range, relative to the zero point.
-    low: __m512,
+    /// The lowest byte.
+    low: __m512i,
+    /// The highest byte, relative to the zero point.
     high: __m512,
     signed: bool,
 }
@@ -108,7 +110,7 @@ impl Grid {
     fn new(zero: i32, low: i32, high: i32) -> Grid {
         Grid {
             zero: _mm512_set1_epi16(zero as i16),
-            low: _mm512_set1_ps((low - zero) as f32),
+            low: _mm512_set1_epi8(low as i8),
             high: _mm512_set1_ps((high - zero) as f32),
             signed: high <= i32::from(i8::MAX),
         }
@@ -119,17 +121,16 @@ impl Grid {
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi2")]
     fn bytes(&self, rows: [__m512; 4]) -> __m512i {
         let round = |row| {
-            let row = _mm512_min_ps(_mm512_max_ps(row, self.low), self.high);
-            _mm512_cvt_roundps_epi32::<NEAREST>(row)
+            // What is too low becomes the lowest integer, and saturates from there on.
+            _mm512_cvt_roundps_epi32::<NEAREST>(_mm512_min_ps(row, self.high))
         };
         let [a, b, c, d] = rows;
         let upper = _mm512_adds_epi16(_mm512_packs_epi32(round(a), round(b)), self.zero);
         let lower = _mm512_adds_epi16(_mm512_packs_epi32(round(c), round(d)), self.zero);
-        // The range is clamped already, so that packing with the type's sign loses nothing.
         let bytes = if self.signed {
-            _mm512_packs_epi16(upper, lower)
+            _mm512_max_epi8(_mm512_packs_epi16(upper, lower), self.low)
         } else {
-            _mm512_packus_epi16(upper, lower)
+            _mm512_max_epu8(_mm512_packus_epi16(upper, lower), self.low)
         };
         // Packing goes by 128-bit lanes.
         let order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);

@@ -17,22 +17,10 @@ use super::super::int8::Layer;
 use super::super::int8::affine::{Affine, Scales};
 use super::super::{Arg, Kernel, Out, RunCx, SharedMut, parallel};
 use super::finish::{Sums, Target, lowest};
-use super::image::{Image, PIXELS};
+use super::image::Image;
+use super::source::{Place, Source};
 use super::tasks::{Task, Tasks, share};
-use super::{Activations, BLOCK, Block, Lines, Product, ROW, ROWS, TILE, Tiles};
-
-/// Steps of 64 bytes for which the block of activations (2 KiB a step) stays in the first-level
-/// cache; longer sums go to memory in between.
-const STEPS: usize = 16;
-
-/// Where the activations are read.
-#[derive(Debug)]
-enum Source {
-    /// Rows of bytes; straight from memory where `direct`, except for the last rows.
-    Rows { count: usize, direct: bool },
-    /// Pixels of an image; straight from it where each step reads quads of one tap.
-    Pixels { image: Box<Image>, direct: bool },
-}
+use super::{Activations, BLOCK, Block, Lines, Product, ROW, ROWS, STEPS, TILE, Tiles};
 
 /// A layer, packed.
 #[derive(Debug)]
@@ -46,10 +34,6 @@ pub(crate) struct AmxLayer {
     blocks: usize,
     /// For each group, block and step two tiles.
     weight: Lines,
-    /// Offsets of the steps in packed tiles, there and back.
-    packed: Vec<usize>,
-    /// Offsets of the steps in the activations where they are read directly, there and back.
-    direct: Vec<usize>,
     affine: Affine,
 }
 
@@ -120,45 +104,23 @@ impl AmxLayer {
             (false, true) => Product::UnsignedRight,
             (true, true) => Product::SignedRight,
         };
-        let (source, direct) = match image {
-            None => {
-                let direct =
-                    layer.inputs > 0 && layer.inputs.is_multiple_of(ROW) && spread(layer.inputs);
-                let source = Source::Rows {
-                    count: rows,
-                    direct,
-                };
-                (source, there_and_back((0..steps).map(|s| s * ROW)))
-            }
-            Some(image) => {
-                let direct = layer.inputs.is_multiple_of(ROW) && taps > 0;
-                let offsets = there_and_back(image.offsets.iter().step_by(ROWS).copied());
-                (Source::Pixels { image, direct }, offsets)
-            }
+        let source = match image {
+            None => Source::rows(&layer, rows, steps),
+            Some(image) => Source::pixels(&layer, image, steps),
         };
         AmxLayer {
-            packed: there_and_back((0..steps).map(|s| s * 2 * TILE)),
             layer,
             source,
             product,
             steps,
             blocks,
             weight,
-            direct,
             affine,
         }
     }
 
-    /// Blocks of rows or pixels.
-    fn activations(&self) -> usize {
-        match &self.source {
-            Source::Rows { count, .. } => count.div_ceil(BLOCK),
-            Source::Pixels { image, .. } => image.tiles.len().div_ceil(2),
-        }
-    }
-
     fn tasks(&self, threads: usize) -> Tasks {
-        let (groups, acts) = (self.layer.groups, self.activations());
+        let (groups, acts) = (self.layer.groups, self.source.blocks());
         Tasks::new(groups, acts, self.blocks, self.steps, threads)
     }
 
@@ -178,7 +140,7 @@ impl AmxLayer {
 
     /// Applies the functions that follow to the rows of a task.
     fn epilogue(&self, out: &SharedMut<'_, u8>, task: &Task) {
-        let Source::Rows { count, .. } = self.source else {
+        let Place::Rows { count, .. } = self.source.place else {
             return;
         };
         if self.layer.epilogue.is_empty() {
@@ -216,7 +178,7 @@ impl AmxLayer {
         let mut waiting = None;
         let tiles = Tiles::configure();
         for a in task.activations.clone() {
-            let (activation, pair) = self.activation(x, task.group, a, &mut work.pack);
+            let (activation, pair) = self.source.activation(x, task.group, a, &mut work.pack);
             for part in 0..parts {
                 let steps = share(self.steps, parts, part);
                 for o in task.outputs.clone() {
@@ -297,63 +259,6 @@ impl AmxLayer {
         (self.weight.bytes()[start..].as_ptr(), advance)
     }
 
-    /// The tiles of a block of activations, and whether there are two a step.
-    fn activation<'a>(
-        &'a self,
-        x: &[u8],
-        group: usize,
-        block: usize,
-        pack: &mut Lines,
-    ) -> (Activations<'a>, bool) {
-        match &self.source {
-            Source::Rows { count, direct } => {
-                let width = self.layer.inputs;
-                let rows = block * BLOCK..(*count).min((block + 1) * BLOCK);
-                let x = &x[rows.start * width..rows.end * width];
-                if *direct && rows.len() == BLOCK {
-                    let operand = Activations {
-                        base: x.as_ptr(),
-                        offsets: &self.direct,
-                        second: ROWS * width,
-                        stride: width,
-                    };
-                    return (operand, true);
-                }
-                for (r, row) in x.chunks_exact(width.max(1)).enumerate() {
-                    copy_row(row, &mut pack.bytes_mut()[r * ROW..]);
-                }
-                (self.tiles(pack), rows.len() > ROWS)
-            }
-            Source::Pixels { image, direct } => {
-                let start = group * image.quads * image.pitch + block * PIXELS * 4;
-                let pair = block * 2 + 1 < image.tiles.len();
-                let reach = (image.quads * image.pitch).max(1) + PIXELS * 4;
-                assert!(start + reach <= x.len(), "the image is too short");
-                let x = &x[start..];
-                if *direct {
-                    let operand = Activations {
-                        base: x.as_ptr(),
-                        offsets: &self.direct,
-                        second: ROW,
-                        stride: image.pitch,
-                    };
-                    return (operand, pair);
-                }
-                copy_pixels(x, &image.offsets, pack.bytes_mut());
-                (self.tiles(pack), pair)
-            }
-        }
-    }
-
-    fn tiles(&self, pack: &Lines) -> Activations<'_> {
-        Activations {
-            base: pack.bytes().as_ptr(),
-            offsets: &self.packed,
-            second: TILE,
-            stride: ROW,
-        }
-    }
-
     /// Writes a block of sums to the output.
     fn finish(
         &self,
@@ -375,8 +280,8 @@ impl AmxLayer {
             offset: scales.offset.map(|offset| &offset[slot..slot + BLOCK]),
         };
         let size = self.layer.finish.size();
-        match &self.source {
-            Source::Rows { count, .. } => {
+        match &self.source.place {
+            Place::Rows { count, .. } => {
                 let pitch = self.layer.outputs;
                 let rows = activations * BLOCK..(*count).min((activations + 1) * BLOCK);
                 let target = Target {
@@ -388,7 +293,7 @@ impl AmxLayer {
                 // SAFETY: `available` has found the vectors; the sums are four tiles.
                 unsafe { block.block::<false>(rows.len(), lowest(lanes), &target) };
             }
-            Source::Pixels { image, .. } => {
+            Place::Pixels { image, .. } => {
                 let pitch = self.layer.geometry.as_ref().map_or(0, Geometry::output_len);
                 let (columns, start) = image.block(activations);
                 let target = Target {
@@ -400,48 +305,6 @@ impl AmxLayer {
                 // SAFETY: as above.
                 unsafe { block.block::<true>(lanes, columns, &target) };
             }
-        }
-    }
-}
-
-/// The offsets, and again in the opposite order.
-fn there_and_back(offsets: impl DoubleEndedIterator<Item = usize> + Clone) -> Vec<usize> {
-    offsets.clone().chain(offsets.rev()).collect()
-}
-
-/// Whether 32 rows of activations that are `width` bytes apart, read in their place, stay in the
-/// first-level cache: 64 sets of which they may use 8 lines each.
-fn spread(width: usize) -> bool {
-    let lines = width / ROW;
-    let mut used = [0usize; 64];
-    for row in 0..BLOCK {
-        for line in 0..lines.min(STEPS) {
-            used[(row * lines + line) % 64] += 1;
-        }
-    }
-    used.iter().all(|&n| n <= 10)
-}
-
-/// Copies a row of activations to the same row of the tiles of a block; rows from 16 on lie in
-/// the second tiles, which the place of `to` has to account for.
-fn copy_row(row: &[u8], to: &mut [u8]) {
-    for (i, part) in row.chunks(ROW).enumerate() {
-        to[i * 2 * TILE..][..part.len()].copy_from_slice(part);
-    }
-}
-
-/// Copies 32 pixels of each quad to the tiles of a block.
-fn copy_pixels(x: &[u8], offsets: &[usize], to: &mut [u8]) {
-    for (steps, to) in offsets.chunks(ROWS).zip(to.chunks_exact_mut(2 * TILE)) {
-        let (left, right) = to.split_at_mut(TILE);
-        for ((&at, left), right) in steps
-            .iter()
-            .zip(left.chunks_exact_mut(ROW))
-            .zip(right.chunks_exact_mut(ROW))
-        {
-            let pixels = &x[at..at + 2 * ROW];
-            left.copy_from_slice(&pixels[..ROW]);
-            right.copy_from_slice(&pixels[ROW..]);
         }
     }
 }
@@ -459,7 +322,8 @@ impl Kernel for AmxLayer {
         thread_local!(static IMAGE: RefCell<Lines> = const { RefCell::new(Lines::new()) });
         let (x, out) = (args[0].bytes, &mut *outs[0].bytes);
         let scales = self.affine.at(&self.layer, args, cx.scratch);
-        let (Source::Pixels { image, .. }, Some(g)) = (&self.source, &self.layer.geometry) else {
+        let (Place::Pixels { image, .. }, Some(g)) = (&self.source.place, &self.layer.geometry)
+        else {
             self.compute(x, scales, out, cx.threads);
             return Ok(());
         };

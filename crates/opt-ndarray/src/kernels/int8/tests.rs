@@ -418,6 +418,15 @@ proptest! {
         let mut outs = [Out { dtype: dtype(signed), shape: &[], bytes: &mut out }];
         let mut cx = RunCx { threads: 2, scratch: &mut [] };
         kernel.run(&args, &mut outs, &mut cx).unwrap();
+        // Over either operand the same.
+        for over in 0..2 {
+            let mut over_it = args[over].bytes.to_vec();
+            let mut given = args;
+            given[over].bytes = &[];
+            let mut outs = [Out { dtype: dtype(signed), shape: &[], bytes: &mut over_it }];
+            kernel.run(&given, &mut outs, &mut cx).unwrap();
+            prop_assert_eq!(&outs[0].bytes, &out);
+        }
         for i in 0..len {
             let a = value(signs.0, a[i]) - value(signs.0, zeros.0);
             let b = value(signs.1, b[i]) - value(signs.1, zeros.1);
