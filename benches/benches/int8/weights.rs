@@ -19,8 +19,16 @@ fn formats() -> [(&'static str, Option<QuantizeWeights>, f64); 5] {
     [
         ("f32", None, 32.0),
         ("int8, a channel", Some(QuantizeWeights::int8()), 8.0),
-        ("int4, groups of 128", Some(QuantizeWeights::int4(128)), 4.0 + 64.0 / 128.0),
-        ("int4, groups of 32", Some(QuantizeWeights::int4(32)), 4.0 + 64.0 / 32.0),
+        (
+            "int4, groups of 128",
+            Some(QuantizeWeights::int4(128)),
+            4.0 + 64.0 / 128.0,
+        ),
+        (
+            "int4, groups of 32",
+            Some(QuantizeWeights::int4(32)),
+            4.0 + 64.0 / 32.0,
+        ),
         (
             "uint4, groups of 32",
             Some(QuantizeWeights::int4(32).asymmetric()),

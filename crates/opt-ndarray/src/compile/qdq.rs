@@ -8,18 +8,18 @@
 //! of two values.
 
 mod add;
+mod built;
 mod find;
 mod layer;
 mod pool;
 mod weights;
-
-use std::sync::Arc;
 
 use opt_core::Result;
 use opt_core::ops::Op;
 
 use super::plan::{Ir, Kind, Step};
 use crate::kernels::int8::IntPath;
+use built::built;
 use find::{Index, on_grid, op, view};
 
 /// A step for several others.
@@ -115,7 +115,7 @@ fn moved(ir: &mut Ir) -> Option<usize> {
             let integers = view(ir, grid.q, shape.fixed().ok()?.to_vec());
             let mut step = ir.steps[pool].clone();
             if let Some(kernel) = pool::max_pool(ir, &step, out) {
-                step.kind = Kind::Lowered(Arc::new(kernel));
+                step.kind = built(Box::new(kernel), 0);
             }
             step.inputs = vec![integers];
             step.outputs = vec![out];

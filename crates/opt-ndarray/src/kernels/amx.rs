@@ -36,9 +36,9 @@ pub(super) const TILE: usize = ROWS * ROW;
 /// Outputs, and rows or pixels, of a block of sums: two tiles each.
 pub(super) const BLOCK: usize = 2 * ROWS;
 
-/// Steps of 64 bytes for which the block of activations (2 KiB a step) stays in the first-level
-/// cache; longer sums go to memory in between.
-pub(super) const STEPS: usize = 16;
+/// Steps of 64 bytes for which a block of activations (2 KiB a step) stays in the first-level
+/// cache while as much of weights passes by; longer sums go to memory in between.
+pub(super) const STEPS: usize = 8;
 
 /// Whether the processor multiplies tiles of bytes, the operating system keeps their registers,
 /// and this process may use them; also whether it has the vectors that finish a tile.

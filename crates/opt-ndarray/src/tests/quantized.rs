@@ -79,7 +79,8 @@ proptest! {
         let zeros = b.constant(Tensor::from_f64s(dtype, &[], &[middle]).unwrap());
         let y = matmul_integer(&mut b, [q, zero], [w, zeros]);
         let y = b.cast(y, DType::F32).unwrap();
-        let own = b.constant(scales(if channels { &[n] } else { &[] }, seed + 1));
+        let shape = if channels { vec![n] } else { vec![] };
+        let own = b.constant(scales(&shape, seed + 1));
         let factor = b.mul(scale, own).unwrap();
         let mut y = b.mul(y, factor).unwrap();
         if bias {

@@ -1,25 +1,13 @@
 //! Sums of two quantized values.
 
-use std::sync::Arc;
-
 use opt_core::ops::{Binary, BinaryOp, Op};
 use opt_core::{DType, Result};
 
-use super::super::plan::{Ir, Kind, Lowered};
+use super::super::plan::Ir;
 use super::Found;
+use super::built::built;
 use super::find::{Chain, Index, on_grid, op, scalar_grid, view};
 use crate::kernels::int8::add::IntAdd;
-use crate::kernels::{CompileCx, Kernel};
-
-impl Lowered for IntAdd {
-    fn compile(&self, _: &CompileCx<'_>) -> Result<Box<dyn Kernel>> {
-        Ok(Box::new(self.clone()))
-    }
-
-    fn bytes(&self) -> usize {
-        0
-    }
-}
 
 /// `Dequantize, Dequantize -> Add -> [Relu] -> Quantize` as one step, found at the addition.
 pub(super) fn add(ir: &mut Ir, index: &Index, at: usize) -> Result<Option<Found>> {
@@ -78,5 +66,5 @@ pub(super) fn add(ir: &mut Ir, index: &Index, at: usize) -> Result<Option<Found>
     let shape = ir.types[step.outputs[0]].shape.fixed()?.to_vec();
     let inputs = operands.iter().map(|o| view(ir, o.0, shape.clone()));
     let inputs = inputs.collect();
-    Ok(Some(chain.end(Kind::Lowered(Arc::new(kernel)), inputs)))
+    Ok(Some(chain.end(built(Box::new(kernel), 0), inputs)))
 }

@@ -1,32 +1,14 @@
 //! Convolutions and matrix products of quantized values by stored weights.
 
-use std::sync::Arc;
-
 use opt_core::ops::{Binary, BinaryOp, Op};
 use opt_core::{DType, Result, Tensor, TensorType};
 
-use super::super::plan::{Id, Ir, Kind, Lowered, Step};
+use super::super::plan::{Id, Ir, Step};
 use super::Found;
+use super::built::built;
 use super::find::{Chain, Index, is_row, on_grid, op, view};
 use crate::kernels::conv::Geometry;
 use crate::kernels::int8::{self, Finish, IntPath, Layer};
-use crate::kernels::{CompileCx, Kernel};
-
-#[derive(Debug)]
-struct LoweredLayer {
-    layer: Layer,
-    rows: usize,
-}
-
-impl Lowered for LoweredLayer {
-    fn compile(&self, _: &CompileCx<'_>) -> Result<Box<dyn Kernel>> {
-        Ok(int8::compile(self.layer.clone(), self.rows))
-    }
-
-    fn bytes(&self) -> usize {
-        self.layer.bytes()
-    }
-}
 
 /// A number for the whole activation.
 enum Scalar {
@@ -208,8 +190,9 @@ pub(super) fn layer(ir: &mut Ir, index: &Index, at: usize, path: IntPath) -> Res
         epilogue,
         path,
     };
-    let kind = Kind::Lowered(Arc::new(LoweredLayer { layer, rows }));
-    Ok(Some(chain.end(kind, reads)))
+    let bytes = layer.bytes();
+    let kernel = int8::compile(layer, rows);
+    Ok(Some(chain.end(built(kernel, bytes), reads)))
 }
 
 /// A scalar as a value of the graph.

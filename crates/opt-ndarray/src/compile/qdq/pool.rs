@@ -1,22 +1,11 @@
 //! Pooling of quantized images.
 
+use opt_core::DType;
 use opt_core::ops::Op;
-use opt_core::{DType, Result};
 
-use super::super::plan::{Id, Ir, Kind, Lowered, Step};
+use super::super::plan::{Id, Ir, Kind, Step};
 use crate::kernels::conv::Geometry;
 use crate::kernels::int8::pool::IntMaxPool;
-use crate::kernels::{CompileCx, Kernel};
-
-impl Lowered for IntMaxPool {
-    fn compile(&self, _: &CompileCx<'_>) -> Result<Box<dyn Kernel>> {
-        Ok(Box::new(self.clone()))
-    }
-
-    fn bytes(&self) -> usize {
-        0
-    }
-}
 
 /// The kernel on bytes for a max pooling in two dimensions, if every window has an input.
 pub(super) fn max_pool(ir: &Ir, step: &Step, out: Id) -> Option<IntMaxPool> {

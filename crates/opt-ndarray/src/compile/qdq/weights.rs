@@ -1,25 +1,13 @@
 //! Matrix products of floats by weights that are stored as integers.
 
-use std::sync::Arc;
-
 use opt_core::ops::{BinaryOp, Op};
 use opt_core::{DType, Result, Tensor};
 
-use super::super::plan::{Ir, Kind, Lowered, Step};
+use super::super::plan::{Ir, Step};
 use super::Found;
+use super::built::built;
 use super::find::{Chain, Index, is_row, op};
 use crate::kernels::weight_only::{Packed, WeightOnly};
-use crate::kernels::{CompileCx, Kernel};
-
-impl Lowered for WeightOnly {
-    fn compile(&self, _: &CompileCx<'_>) -> Result<Box<dyn Kernel>> {
-        Ok(Box::new(self.clone()))
-    }
-
-    fn bytes(&self) -> usize {
-        self.packed.bytes() + size_of_val(&self.bias[..])
-    }
-}
 
 /// `product(x, Dequantize(constants))`, found at the product, with a bias and functions that
 /// follow.
@@ -48,13 +36,14 @@ pub(super) fn product(ir: &Ir, index: &Index, at: usize) -> Result<Option<Found>
         chain.take(ir, add);
     }
     let epilogue = chain.functions(ir);
+    let bytes = packed.bytes() + size_of_val(&bias[..]);
     let kernel = WeightOnly {
         packed,
         bias,
         epilogue,
     };
     let inputs = vec![step.inputs[0]];
-    Ok(Some(chain.end(Kind::Lowered(Arc::new(kernel)), inputs)))
+    Ok(Some(chain.end(built(Box::new(kernel), bytes), inputs)))
 }
 
 /// The right operand of a product, packed, if it is a weight of integers.
@@ -102,14 +91,19 @@ fn packed(ir: &Ir, index: &Index, step: &Step, rows: bool) -> Result<Option<Pack
         Layout::Groups { rows: true } => o * groups + g,
         Layout::Groups { rows: false } => g * n + o,
     };
-    let lift = if signed { 1i32 << (bits - 1) } else { 0 };
-    let unsigned = |t: &Tensor| -> Vec<u8> {
-        t.to_f64s()
-            .iter()
-            .map(|&v| (v as i32 + lift) as u8)
-            .collect()
+    let lift = if signed { 1u8 << (bits - 1) } else { 0 };
+    let unsigned = |t: &Tensor| -> Result<Vec<u8>> {
+        let wide = if bits == 4 { t.unpack()? } else { t.clone() };
+        let mut codes = match wide.dtype() {
+            DType::I8 => wide.to_vec::<i8>()?.into_iter().map(|v| v as u8).collect(),
+            _ => wide.to_vec::<u8>()?,
+        };
+        for code in &mut codes {
+            *code = code.wrapping_add(lift);
+        }
+        Ok(codes)
     };
-    let (codes, zeros) = (unsigned(&codes), unsigned(&zero));
+    let (codes, zeros) = (unsigned(&codes)?, unsigned(&zero)?);
     let scales = scale.to_vec::<f32>()?;
     Ok(Packed::new(
         (k, n),

@@ -30,6 +30,8 @@ pub(crate) struct AmxLayer {
     product: Product,
     /// Steps of 64 bytes of a sum.
     steps: usize,
+    /// Parts that a sum is cut into.
+    parts: usize,
     /// Blocks of outputs of a group.
     blocks: usize,
     /// For each group, block and step two tiles.
@@ -113,6 +115,7 @@ impl AmxLayer {
             source,
             product,
             steps,
+            parts: steps.div_ceil(STEPS),
             blocks,
             weight,
             affine,
@@ -166,7 +169,7 @@ impl AmxLayer {
         task: &Task,
         work: &mut Work,
     ) {
-        let parts = self.steps.div_ceil(STEPS);
+        let parts = self.parts;
         work.pack.reserve(self.steps * 2 * TILE);
         work.stage.reserve(2 * 4 * TILE);
         if parts > 1 {
@@ -249,7 +252,7 @@ impl AmxLayer {
     /// Where the weights of a part of a block of outputs start, and how they go on: there and
     /// back, so that the activations that were read last are the first again.
     fn weights(&self, task: &Task, part: usize, outputs: usize) -> (*const u8, isize) {
-        let steps = share(self.steps, self.steps.div_ceil(STEPS), part);
+        let steps = share(self.steps, self.parts, part);
         let block = task.group * self.blocks + outputs;
         let back = (outputs - task.outputs.start) % 2 == 1;
         let first = if back { steps.end - 1 } else { steps.start };

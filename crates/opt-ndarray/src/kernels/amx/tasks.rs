@@ -5,7 +5,7 @@ use std::ops::Range;
 use super::{BLOCK, ROW, TILE};
 
 /// Bytes of weights that stay in the second-level cache while activations pass by.
-const WEIGHTS: usize = 1 << 20;
+const WEIGHTS: usize = 1 << 19;
 
 /// Blocks of sums that a task keeps between the parts of a long sum.
 const KEPT: usize = 32;
@@ -49,7 +49,12 @@ impl Tasks {
         } else {
             (work / TASK).clamp(1, 8 * threads)
         };
-        let fitting = (WEIGHTS / (steps * 2 * TILE)).clamp(1, KEPT);
+        let fitting = if activations == 1 {
+            // They pass by once.
+            KEPT
+        } else {
+            (WEIGHTS / (steps * 2 * TILE)).clamp(1, KEPT)
+        };
         let parts = outputs.div_ceil(fitting);
         let halves = pieces.div_ceil(parts * groups).min(activations).max(1);
         let parts = parts.max(pieces.div_ceil(halves * groups).min(outputs));
