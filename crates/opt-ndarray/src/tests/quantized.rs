@@ -76,7 +76,7 @@ proptest! {
         let dtype = if unsigned { DType::U8 } else { DType::I8 };
         let w = b.constant(codes(dtype, &[k, n], seed));
         let middle = if unsigned { 128.0 } else { 0.0 };
-        let zeros = b.constant(Tensor::from_f64s(dtype, &[], &[middle]).unwrap());
+        let zeros = b.constant(Tensor::from_f64s(dtype, [], &[middle]).unwrap());
         let y = matmul_integer(&mut b, [q, zero], [w, zeros]);
         let y = b.cast(y, DType::F32).unwrap();
         let shape = if channels { vec![n] } else { vec![] };
@@ -106,7 +106,7 @@ proptest! {
         let dtype = if signed { DType::I8 } else { DType::U8 };
         let mut b = GraphBuilder::new("integers");
         let q = input(&mut b, dtype, &[m, k]);
-        let zero = b.constant(Tensor::from_f64s(dtype, &[], &[9.0]).unwrap());
+        let zero = b.constant(Tensor::from_f64s(dtype, [], &[9.0]).unwrap());
         let w = b.constant(codes(DType::I8, &[k, n], seed));
         let zeros = b.constant(Tensor::zeros(DType::I8, [n]).unwrap());
         let y = matmul_integer(&mut b, [q, zero], [w, zeros]);
@@ -205,7 +205,7 @@ fn square(axis: usize, zeros: &[f64]) -> Graph {
     let x = b.dequantize(q, one, none, None).unwrap();
     let w = b.constant(codes(DType::I8, &[16, 16], 5));
     let scale = b.constant(scales(&[16], 6));
-    let zero = b.constant(Tensor::from_f64s(DType::I8, &[16], zeros).unwrap());
+    let zero = b.constant(Tensor::from_f64s(DType::I8, [16], zeros).unwrap());
     let w = b.dequantize(w, scale, zero, Some(axis)).unwrap();
     let y = b.matmul(x, w).unwrap();
     b.output("y", y).unwrap();

@@ -202,7 +202,7 @@ fn value_of(ir: &mut Ir, scalar: Scalar, dtype: DType) -> Result<Id> {
         Scalar::Known(number) => {
             let v = ir.add_value(TensorType::new(dtype, [0usize; 0]));
             ir.constants
-                .insert(v, Tensor::from_f64s(dtype, &[], &[number])?);
+                .insert(v, Tensor::from_f64s(dtype, [], &[number])?);
             v
         }
     })
