@@ -11,7 +11,7 @@ use opt_core::{DType, Error, Result};
 use smallvec::SmallVec;
 
 use super::convert::{Cast, Walk, load, store};
-use super::lanes::{Lane, Side};
+use super::lanes::{Lane, Side, has_unary};
 use super::{Arg, CompileCx, Kernel, Out, RunCx, SharedMut, parallel};
 use flat::{Class, Code, flatten};
 
@@ -545,6 +545,11 @@ impl Kernel for Program {
         }
         Ok(())
     }
+}
+
+/// Whether [`apply`] has a function.
+pub(crate) fn applies(op: UnaryOp) -> bool {
+    has_unary(op, true)
 }
 
 /// Applies functions to a slice, in order; what `matmul` and `conv` do to their outputs.

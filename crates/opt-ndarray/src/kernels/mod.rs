@@ -36,6 +36,7 @@ mod softmax;
 mod state;
 pub(crate) mod team;
 mod tile;
+pub(crate) mod weight_only;
 mod wide;
 
 pub(crate) use state::Copy;

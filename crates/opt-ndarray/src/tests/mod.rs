@@ -6,6 +6,7 @@ mod fusion;
 mod half;
 mod kernels;
 mod profile;
+mod quantized;
 mod updates;
 
 use opt_core::{Backend, CompileSpec, DType, ErrorKind, GraphBuilder, Tensor, TensorType};
