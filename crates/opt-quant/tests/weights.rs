@@ -158,10 +158,7 @@ fn convolutions_have_groups_along_channels_and_taps() {
 fn embedded(tied: bool) -> Graph {
     let mut m = ModelBuilder::new("embedded", 3);
     let ids = m
-        .input(
-            "ids",
-            opt_core::TensorType::new(DType::I64, opt_core::Shape::new([2.into(), 5.into()])),
-        )
+        .input("ids", opt_core::TensorType::new(DType::I64, [2usize, 5]))
         .unwrap();
     let h = m.layer("embed", Embedding::new(20, 33), ids).unwrap();
     let table = m.graph().find("embed.weight").unwrap();

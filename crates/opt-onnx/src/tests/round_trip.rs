@@ -138,7 +138,7 @@ fn tensors_of_few_bits_are_read_from_both_fields() {
     for dtype in DType::ALL.into_iter().filter(|d| d.is_storage()) {
         for len in [0usize, 1, 3, 4, 5, 9] {
             let mask = (1u16 << dtype.bits()) - 1;
-            let codes: Vec<u8> = (0..len as u16).map(|i| (i * 11 & mask) as u8).collect();
+            let codes: Vec<u8> = (0..len as u16).map(|i| ((i * 11) & mask) as u8).collect();
             let tensor = Tensor::from_codes(dtype, [len], &codes).unwrap();
             let header = crate::tensor::header("t", &tensor).unwrap();
             let raw = TensorProto {
