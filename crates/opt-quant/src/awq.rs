@@ -12,9 +12,9 @@ use crate::grid::{Codes, Step, Weight};
 ///
 /// The scales are `mean|x|^alpha` of the layer's input over calibration data, divided by the root of
 /// their largest times their smallest; `alpha` is that of a grid from 0 to 1 which makes the squared
-/// error of the outputs least, over all layers that read the input. Where the input is made by a
-/// layer normalization or a linear layer that nothing else reads, their parameters are divided;
-/// elsewhere the graph gets a multiplication. Convolutions are clipped only.
+/// error of the outputs least, over all layers that read the input and up to 128 outputs of each.
+/// Where the input is made by a layer normalization or a linear layer that nothing else reads, their
+/// parameters are divided; elsewhere the graph gets a multiplication. Convolutions are clipped only.
 ///
 /// Unlike the paper's code, clipping looks at the error of whole outputs, not at each group's part
 /// of them alone: the errors of groups make up for each other.
@@ -105,7 +105,7 @@ impl Awq {
     pub(crate) fn scales(&self, weights: &[&Weight], gram: &Gram) -> Option<(f64, Vec<f64>)> {
         let steps = if self.scale { self.steps } else { 0 };
         let magnitudes = gram.mean_magnitudes(0);
-        let error = |scales: &[f64]| -> f64 {
+        let error = |weights: &[Weight], scales: &[f64]| -> f64 {
             let each = weights.iter().map(|w| {
                 let scaled = w.scaled(scales);
                 let codes = scaled.nearest(|_, values| scaled.grid.fit(values));
@@ -117,7 +117,9 @@ impl Awq {
             });
             each.sum()
         };
-        let mut least = error(&vec![1.0; magnitudes.len()]);
+        let plain = vec![1.0; magnitudes.len()];
+        let some: Vec<Weight> = weights.iter().map(|w| w.sample(ROWS)).collect();
+        let mut least = error(&some, &plain);
         let mut best = None;
         for step in 1..=steps {
             let alpha = step as f64 / steps as f64;
@@ -129,13 +131,15 @@ impl Awq {
             scales
                 .iter_mut()
                 .for_each(|s| *s = f64::from((*s / middle) as f32));
-            let found = error(&scales);
+            let found = error(&some, &scales);
             if found < least {
                 least = found;
                 best = Some((alpha, scales));
             }
         }
-        best
+        // What is best for some rows has to be better for all.
+        let all: Vec<Weight> = weights.iter().map(|&w| w.clone()).collect();
+        best.filter(|(_, scales)| error(&all, scales) < error(&all, &plain))
     }
 
     /// Codes with the range of each group clipped to the share of it that makes the squared error of
@@ -159,6 +163,9 @@ impl Awq {
         out
     }
 }
+
+/// Rows of a weight by which the exponent is chosen.
+const ROWS: usize = 128;
 
 /// Turns over the groups of a row.
 const TURNS: usize = 3;

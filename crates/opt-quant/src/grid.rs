@@ -308,6 +308,16 @@ impl Weight {
         }
     }
 
+    /// Rows at even distances, at most this many.
+    pub(crate) fn sample(&self, most: usize) -> Weight {
+        let stride = self.rows().count().div_ceil(most.max(1)).max(1);
+        Weight {
+            data: self.rows().step_by(stride).flatten().copied().collect(),
+            grid: self.grid.clone(),
+            ..*self
+        }
+    }
+
     /// A part of the rows.
     pub(crate) fn part(&self, rows: std::ops::Range<usize>) -> Weight {
         Weight {

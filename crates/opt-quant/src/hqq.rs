@@ -82,9 +82,8 @@ impl Hqq {
     /// If the settings make no sense or the grid has no zero points.
     pub(crate) fn solve(&self, weight: &Weight) -> Result<Codes> {
         let positive = |v: f64| v.is_finite() && v > 0.0;
-        if !(positive(self.norm) && self.norm <= 1.0 && positive(self.weight))
-            || !positive(self.growth)
-        {
+        let all = [self.norm, self.weight, self.growth];
+        if !all.into_iter().all(positive) || self.norm > 1.0 {
             return Err(Error::invalid(format!("settings of HQQ: {self:?}")));
         }
         let Levels::Integers {

@@ -38,10 +38,14 @@
 //!
 //! | pass | weights | activations | needs |
 //! | --- | --- | --- | --- |
-//! | [`QuantizeWeights`] | any scheme | float | nothing |
+//! | [`QuantizeWeights`] | any scheme | float | nothing; calibration examples for some methods |
 //! | [`QuantizeDynamic`] | 8-bit integers | 8-bit integers, scales found in each run: for the tensor or each token | nothing |
 //! | [`QuantizeStatic`] | integers per channel or tensor | 8-bit integers, scales from examples | calibration examples |
 //! | [`QuantizeAware`] | the same, trained with rounding in the forward pass | the same | training examples |
+//!
+//! [`QuantizeWeights`] rounds to nearest, or finds codes and scales by a [`Method`]: [`Gptq`] and
+//! [`Awq`] by the error of layers' outputs on calibration examples, [`Hqq`] and searched ranges
+//! without data.
 //!
 //! # Schemes
 //!

@@ -397,7 +397,7 @@ fn awq(
     // The graph computes what it did, before it is quantized.
     for task in tasks.iter() {
         let shape = graph.value(task.value).tensor().expect("stored").shape();
-        let content = task.float(&shape.to_vec())?;
+        let content = task.float(shape)?;
         graph.set_content(task.value, content)?;
     }
     Ok(Solved { graph, codes: out })
