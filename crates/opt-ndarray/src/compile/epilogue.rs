@@ -118,13 +118,15 @@ fn operand(
     let extras = &product.extras;
     let plain = product.epilogue.is_empty() && !extras.residual && extras.clamp.is_none();
     let biased = product.inputs.len() > 2 + extras.inputs();
-    // The kernels of products do no more than a bias and functions.
-    let extends = matches!(product.kind, Kind::Op(Op::Conv(_))) && to.dtype == DType::F32;
+    let single = to.dtype == DType::F32;
+    let adds = single && matches!(product.kind, Kind::Op(Op::Conv(_) | Op::MatMul(_)));
+    // The kernels of products have no bounds.
+    let extends = single && matches!(product.kind, Kind::Op(Op::Conv(_)));
     match op {
         BinaryOp::Add if plain && extras.is_empty() && !biased && is_bias(product, to, ty) => {
             Some(Part::Bias(other))
         }
-        BinaryOp::Add if plain && extends && ty == to => Some(Part::Residual(other)),
+        BinaryOp::Add if plain && adds && ty == to => Some(Part::Residual(other)),
         BinaryOp::Max | BinaryOp::Min if extends => {
             let bound = ir.constant(narrow).filter(|c| c.len() == 1)?.item().ok()? as f32;
             // The lower bound comes first.

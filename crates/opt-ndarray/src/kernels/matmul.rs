@@ -65,7 +65,11 @@ pub(crate) fn compile(op: &ops::MatMul, cx: &CompileCx<'_>) -> Result<Box<dyn Ke
         a_offsets: offsets(&a_batch, m * k),
         b_offsets: offsets(&b_batch, k * n),
         packed,
+        residual: cx.extras.residual,
         epilogue: cx.epilogue.to_vec(),
+        name: cx
+            .extras
+            .name(elementwise::with_epilogue("matmul", cx.epilogue)),
     }))
 }
 
@@ -81,11 +85,21 @@ struct MatMul {
     a_offsets: Vec<usize>,
     b_offsets: Vec<usize>,
     packed: Option<PackedRhs>,
+    /// Whether the last operand is added to the products, before the functions.
+    residual: bool,
     epilogue: Vec<UnaryOp>,
+    name: String,
 }
 
 impl MatMul {
-    fn f32(&self, a: &[f32], b: &[f32], bias: Option<&[f32]>, out: &mut [f32], threads: usize) {
+    fn f32(&self, args: &[Arg<'_>], out: &mut [f32], threads: usize) {
+        let (residual, args) = match args.split_last() {
+            Some((last, rest)) if self.residual => (Some(last.typed::<f32>()), rest),
+            _ => (None, args),
+        };
+        let (a, b) = (args[0].typed::<f32>(), args[1].typed::<f32>());
+        let bias = args.get(2).map(|bias| bias.typed());
+        let size = self.m * self.n;
         let one = |batch: usize, out: &mut [f32], threads: usize| {
             let gemm = Gemm {
                 m: self.m,
@@ -108,12 +122,11 @@ impl MatMul {
                 threads,
             };
             let finish = Finish {
-                residual: None,
+                residual: residual.map(|r| &r[batch * size..][..size]),
                 functions: &self.epilogue,
             };
             gemm.run_with(finish, out, self.n);
         };
-        let size = self.m * self.n;
         let batches = self.a_offsets.len();
         let each = size.saturating_mul(self.k);
         // Few large products are each cut into parts, many small ones shared out.
@@ -178,21 +191,14 @@ impl MatMul {
 
 impl Kernel for MatMul {
     fn name(&self) -> String {
-        elementwise::with_epilogue("matmul", &self.epilogue)
+        self.name.clone()
     }
 
     fn run(&self, args: &[Arg<'_>], outs: &mut [Out<'_>], cx: &mut RunCx<'_>) -> Result<()> {
         let out = &mut outs[0];
         match (args[0].dtype, args[1].dtype) {
             (DType::F32, _) => {
-                let bias = args.get(2).map(|bias| bias.typed());
-                self.f32(
-                    args[0].typed(),
-                    args[1].typed(),
-                    bias,
-                    out.typed(),
-                    cx.threads,
-                );
+                self.f32(args, out.typed(), cx.threads);
             }
             (DType::F64, _) => self.f64(args[0].typed(), args[1].typed(), out.typed()),
             (DType::I8, DType::I8) => self.integers::<i8, i8>(args, out.typed(), cx.threads),

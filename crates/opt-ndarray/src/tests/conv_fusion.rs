@@ -100,6 +100,34 @@ fn a_residual_is_added_in_the_convolution() {
 }
 
 #[test]
+fn a_residual_is_added_in_the_product() {
+    for (weights, swapped) in [(true, false), (true, true), (false, false)] {
+        // One product of all rows, and one for each matrix of a batch.
+        let of = if weights {
+            "matmul+add+relu"
+        } else {
+            "matmul+add"
+        };
+        check(&[5, 33, 33], &[of], |b, x, keep| {
+            let mut y = if weights {
+                let w = parameter(b, &[33, 33], 1);
+                let y = b.matmul(x, w).unwrap();
+                keep(y);
+                let bias = parameter(b, &[33], 2);
+                b.add(y, bias).unwrap()
+            } else {
+                let w = parameter(b, &[5, 33, 33], 1);
+                b.matmul(x, w).unwrap()
+            };
+            keep(y);
+            y = if swapped { b.add(x, y) } else { b.add(y, x) }.unwrap();
+            keep(y);
+            if weights { b.relu(y).unwrap() } else { y }
+        });
+    }
+}
+
+#[test]
 fn a_clip_is_done_in_the_convolution() {
     for groups in [1, 8] {
         check(&[1, 8, 20, 20], &["conv+clip"], |b, x, keep| {
