@@ -46,7 +46,7 @@ fn difference(float: &Graph, other: &Graph, data: &Tensor) -> f64 {
     let backend = NdarrayBackend::new();
     let run = |g: &Graph| {
         backend
-            .run_once(g, &[data.clone()])
+            .run_once(g, std::slice::from_ref(data))
             .unwrap()
             .remove(0)
             .to_f64s()

@@ -82,12 +82,12 @@ pub(super) fn encode(
 /// Lowest and highest of some entries.
 fn range(entries: &[f32]) -> Result<(f32, f32)> {
     let (mut low, mut high) = (f32::INFINITY, f32::NEG_INFINITY);
-    // NaN passes by both comparisons, so that it is looked for apart: x - x is 0 for finite x.
+    // NaN passes by both comparisons, so that it is looked for apart: 0 times x is 0 for finite x.
     let mut odd = 0f32;
     for &x in entries {
         low = if x < low { x } else { low };
         high = if x > high { x } else { high };
-        odd += x - x;
+        odd += x * 0.0;
     }
     match odd == 0.0 {
         true => Ok((low, high)),
