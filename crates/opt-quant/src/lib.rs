@@ -70,7 +70,8 @@
 //! | [`Scheme::nvfp4`] | floats up to 6 | 16 (E4M3), and the tensor (`f32`) | 4.5 |
 //! | [`Scheme::f16`], [`Scheme::bf16`] | 16-bit floats | nothing | 16 |
 //!
-//! [`quantize_tensor`] applies a scheme to one tensor, without a graph.
+//! [`quantize_tensor`] applies a scheme to one tensor, without a graph. [`gguf`] has the block formats of
+//! llama.cpp's files.
 //!
 //! # The form of the result
 //!
