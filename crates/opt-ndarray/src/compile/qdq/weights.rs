@@ -56,7 +56,8 @@ fn packed(ir: &Ir, index: &Index, step: &Step, rows: bool) -> Result<Option<Pack
     if shape.len() != 2 || ir.types[inputs[0]].shape != ir.types[step.inputs[1]].shape {
         return Ok(None);
     }
-    let [Some(codes), Some(scale), Some(zero)] = [0, 1, 2].map(|i| ir.constant(inputs[i])) else {
+    let constant = |i: usize| inputs.get(i).and_then(|&v| ir.constant(v));
+    let [Some(codes), Some(scale), Some(zero)] = [0, 1, 2].map(constant) else {
         return Ok(None);
     };
     if scale.dtype() != DType::F32 {
