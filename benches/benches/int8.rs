@@ -9,6 +9,11 @@
 //! A case is one layer as it stands in a quantized network: bytes in, weights with a scale for
 //! each output, requantization, bytes out; through a session, which copies its output. The best
 //! of many runs counts, because other work on the machine only ever adds time.
+//!
+//! Cases named `weights` are products of floats by weights of 4 and 8 bits (`int8/weights.rs`).
+
+#[path = "int8/weights.rs"]
+mod weights;
 
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -207,6 +212,7 @@ fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
             }
         }
     }
+    weights::run(&filter)?;
     if let Some(python) = python {
         let script = concat!(env!("CARGO_MANIFEST_DIR"), "/peers/int8_onnxruntime.py");
         let status = Command::new(&python).args([script, &filter]).status()?;

@@ -1,41 +1,22 @@
-"""The worker of `cargo xtask bench` that runs eager PyTorch, as one would write it.
+"""The worker of `cargo xtask bench` that runs PyTorch, as one would write it.
 
 Reads and writes the lines that benches/src/protocol.rs describes. `load` has one key more:
-`variant` is `torch` (optimizers with their default flags) or `torch-fused` (`fused=True`).
+`variant` is `torch` (optimizers with their default flags), `torch-fused` (`fused=True`) or
+`torch-compile` (that, and the model with its loss by `torch.compile`, with its defaults).
 """
 
 import contextlib
-import json
-import os
-import struct
-import sys
 import time
 
 import torch
 import torch.nn.functional as F
 
 import torch_models
+import worker
 
 OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
-VARIANTS = {"torch": {}, "torch-fused": {"fused": True}}
-DTYPES = {"F32": torch.float32, "I64": torch.int64}
-
-
-def read_tensors(path):
-    """The tensors of a safetensors file by name."""
-    with open(path, "rb") as file:
-        (length,) = struct.unpack("<Q", file.read(8))
-        header = json.loads(file.read(length))
-        data = bytearray(file.read())
-    tensors = {}
-    for name, entry in header.items():
-        if name != "__metadata__":
-            start, end = entry["data_offsets"]
-            dtype = DTYPES[entry["dtype"]]
-            count = (end - start) // dtype.itemsize
-            flat = torch.frombuffer(data, dtype=dtype, count=count, offset=start)
-            tensors[name] = flat.reshape(entry["shape"]).clone()
-    return tensors
+FLAGS = {"torch": {}, "torch-fused": {"fused": True}, "torch-compile": {"fused": True}}
+SETTINGS = "torch-fused and torch-compile: fused optimizers; torch-compile: inductor, defaults"
 
 
 def load_weights(model, tensors):
@@ -54,7 +35,8 @@ class Work:
         self.device = torch.device(request["device"])
         self.precision = row["precision"]
         self.training = row["mode"] == "train"
-        tensors = read_tensors(request["weights"])
+        tensors = worker.read_tensors(request["weights"])
+        tensors = {name: torch.from_numpy(array) for name, array in tensors.items()}
         # The batch waits where a data loader would leave it.
         self.input, self.target = tensors["input"], tensors["target"]
         if self.device.type == "cuda":
@@ -65,11 +47,41 @@ class Work:
         self.parameters = sum(p.numel() for p in self.model.parameters())
         if self.training:
             self.model.train()
-            flags = VARIANTS[request["variant"]]
+            flags = FLAGS[request["variant"]]
             optimizer = OPTIMIZERS[row["optimizer"]]
             self.optimizer = optimizer(self.model.parameters(), **flags)
         else:
             self.model.eval()
+        self.compute = self.loss_of if self.training else self.model
+        if request["variant"] == "torch-compile":
+            torch._dynamo.reset()
+            self.compute = torch.compile(self.compute)
+            try:
+                self.first()
+            except Exception as error:
+                first = str(error).strip().splitlines()[:1]
+                raise RuntimeError(
+                    "torch.compile failed (it needs a C++ compiler: g++, or the one that CXX "
+                    f"names): {type(error).__name__}: {''.join(first)}"
+                ) from error
+
+    def first(self):
+        """Compiles forward and backward, and leaves the model as it was."""
+        x, y = self.batch()
+        if not self.training:
+            self.forward()
+            return
+        # Statistics of batch norms move in a forward pass.
+        buffers = {name: b.clone() for name, b in self.model.named_buffers()}
+        with self.autocast():
+            loss = self.compute(x, y)
+        loss.backward()
+        self.optimizer.zero_grad(set_to_none=True)
+        for name, buffer in self.model.named_buffers():
+            buffer.copy_(buffers[name])
+
+    def loss_of(self, x, y):
+        return F.cross_entropy(self.model(x), y)
 
     def autocast(self):
         if self.precision == "f32":
@@ -86,7 +98,7 @@ class Work:
         x, y = self.batch()
         self.optimizer.zero_grad(set_to_none=True)
         with self.autocast():
-            loss = F.cross_entropy(self.model(x), y)
+            loss = self.compute(x, y)
         loss.backward()
         self.optimizer.step()
         return loss
@@ -94,7 +106,7 @@ class Work:
     def forward(self):
         x, _ = self.batch()
         with torch.inference_mode(), self.autocast():
-            return self.model(x)
+            return self.compute(x)
 
     def synchronize(self):
         if self.device.type == "cuda":
@@ -102,8 +114,6 @@ class Work:
 
     def run(self, steps, lr):
         """The microseconds of all steps, and the loss of the last."""
-        if steps < 1:
-            raise ValueError("a run has one step at least")
         step = self.train if self.training else self.forward
         if self.training:
             for group in self.optimizer.param_groups:
@@ -120,31 +130,11 @@ class Work:
             loss = F.cross_entropy(last.float().cpu(), self.target).item()
         return us, loss
 
-
-def main():
-    # What libraries print goes to standard error: replies have standard output to themselves.
-    replies = os.fdopen(os.dup(sys.stdout.fileno()), "w")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    work = None
-    for line in sys.stdin:
-        try:
-            request = json.loads(line)
-            if request["do"] == "load":
-                # The memory of the one before is needed.
-                work = None
-                work = Work(request)
-                reply = {"parameters": work.parameters}
-            elif request["do"] == "run":
-                if work is None:
-                    raise ValueError("nothing is loaded")
-                us, loss = work.run(request["steps"], request["lr"])
-                reply = {"us": us, "loss": loss}
-            else:
-                raise ValueError(f"no request {request['do']}")
-        except Exception as error:
-            reply = {"error": f"{type(error).__name__}: {error}"}
-        print(json.dumps(reply), file=replies, flush=True)
+    def outputs(self):
+        if self.training:
+            raise ValueError("a step that trains has a loss to compare")
+        return [self.forward().float().cpu().numpy()]
 
 
 if __name__ == "__main__":
-    main()
+    worker.serve(torch.__version__, SETTINGS, Work)

@@ -11,8 +11,9 @@
 //! | --- | --- |
 //! | a workload | `rows.json` |
 //! | a kind of model | [`models`], and `peers/torch_models.py` |
+//! | a model that is a file | `peers/onnx_models.py` |
 //! | a backend | [`backend`] |
-//! | another library | a program that speaks the [`protocol`], and a line in `xtask/src/bench/peers.rs` |
+//! | another library | a program that speaks the [`protocol`] (`peers/worker.py` and `peers/rust` have what Python and Rust programs share), and an entry in `xtask/src/bench/peers.rs` |
 
 #![forbid(unsafe_code)]
 

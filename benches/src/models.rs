@@ -3,14 +3,14 @@
 use opt_core::nn::zoo::{self, TransformerClassifier};
 use opt_core::nn::{BatchNorm, Conv, Init, Layer, Linear, ModelBuilder};
 use opt_core::ops::{MaxPool, Window};
-use opt_core::{Graph, Result, ValueId};
+use opt_core::{Error, Graph, Result, ValueId};
 
 use crate::protocol::Model;
 
 /// The graph of a model with initial weights: one input, one output `[batch, classes]`.
 ///
 /// # Errors
-/// If the sizes do not fit each other.
+/// If the sizes do not fit each other, or the model is a file.
 pub fn build(model: &Model, seed: u64) -> Result<Graph> {
     match model {
         Model::Mlp {
@@ -42,6 +42,9 @@ pub fn build(model: &Model, seed: u64) -> Result<Graph> {
             };
             zoo::transformer_classifier(&config, seed)
         }
+        Model::Onnx { file } => Err(Error::invalid(format!(
+            "{file} is an ONNX file, not a model that is built here"
+        ))),
     }
 }
 

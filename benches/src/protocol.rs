@@ -6,8 +6,12 @@
 //! 1. `load` makes a workload ready. This library's worker writes the initial weights and the one
 //!    batch to the safetensors file `weights`; the others read them: `input`, `target`, and
 //!    `model.NAME` for the entry `NAME` of the state dict of a PyTorch module.
+//!    For a model that is a file, `onnx` names it, and `weights` has its inputs, by their names.
 //! 2. `run` runs steps on that batch, all with the same learning rate. The worker measures the
 //!    time around them, from an idle device to an idle device.
+//! 3. `outputs` runs a forward pass and writes its outputs.
+//!
+//! `about` is answered at any time, and first: a worker that answers has its libraries loaded.
 //!
 //! A training step is forward, loss, backward and the optimizer's update. This library's session
 //! hands out the loss and the logits of every step; a peer reads the loss once a `run`.
@@ -20,10 +24,14 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(tag = "do", rename_all = "lowercase")]
 pub enum Request {
+    /// Asks what the worker runs.
+    About,
     /// Makes a workload ready, in place of the one before.
     Load(Load),
     /// Runs steps of it.
     Run(Run),
+    /// Runs a forward pass of it, and writes what it gives.
+    Outputs(Outputs),
 }
 
 /// What to make ready, and on what.
@@ -38,8 +46,10 @@ pub struct Load {
     pub device: String,
     /// Number of threads on the CPU.
     pub threads: usize,
-    /// The file of the initial weights and the batch.
+    /// The file of the initial weights and the batch, or of the inputs of `onnx`.
     pub weights: PathBuf,
+    /// The model, where the workload reads one.
+    pub onnx: Option<PathBuf>,
 }
 
 /// How many steps to run.
@@ -52,21 +62,41 @@ pub struct Run {
     pub lr: f64,
 }
 
+/// Where outputs go.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Outputs {
+    /// A new file: entries of all outputs, in their order, as little-endian `f32`.
+    pub file: PathBuf,
+}
+
 /// A line from a worker.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(untagged)]
 pub enum Reply {
+    /// What the worker runs.
+    About {
+        /// The library's version.
+        version: String,
+        /// What is set for speed beside the defaults.
+        settings: String,
+    },
     /// The workload is ready.
     Loaded {
-        /// Number of trained entries, which has to be the same everywhere.
+        /// Number of trained entries, which has to be the same everywhere; 0 for a file's model.
         parameters: usize,
     },
     /// The steps have run.
     Ran {
         /// Microseconds that all of them took.
         us: f64,
-        /// The last step's loss, before its update.
-        loss: f64,
+        /// The last step's loss, before its update, where the workload has one.
+        loss: Option<f64>,
+    },
+    /// The outputs are in the file.
+    Written {
+        /// Number of entries.
+        written: usize,
     },
     /// The request failed; the worker waits for the next one.
     Failed {
@@ -94,6 +124,9 @@ pub struct Row {
     /// Whether it is too large for a CPU: it then runs on other devices, or where it is named.
     #[serde(default)]
     pub gpu: bool,
+    /// How far outputs may be from those expected, relative to the largest of these; for a model
+    /// that is a file.
+    pub tolerance: Option<f64>,
 }
 
 /// What a step does.
@@ -104,9 +137,11 @@ pub enum Mode {
     Train,
     /// Forward in eval mode. The loss is computed outside of the time.
     Forward,
+    /// Forward of a model that is a file.
+    Onnx,
 }
 
-/// A model; all classify.
+/// A model; those that are built here classify.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(tag = "kind", rename_all = "lowercase")]
 pub enum Model {
@@ -157,6 +192,11 @@ pub enum Model {
         /// Number of outputs.
         classes: usize,
     },
+    /// An ONNX file that `peers/onnx_models.py` writes.
+    Onnx {
+        /// Its name there.
+        file: String,
+    },
 }
 
 /// An optimizer with PyTorch's defaults.
@@ -177,6 +217,8 @@ pub enum Precision {
     F32,
     /// bfloat16, as `torch.autocast` does.
     Bf16,
+    /// 8-bit integers, as the file has them.
+    Int8,
 }
 
 /// The committed workloads.
@@ -230,6 +272,7 @@ mod tests {
             r#"{"do": "run", "steps": -1, "lr": 0.1}"#,
             r#"{"do": "run", "steps": 1}"#,
             r#"{"do": "run", "steps": 1, "lr": 0.1, "step": 2}"#,
+            r#"{"do": "outputs"}"#,
         ] {
             assert!(serde_json::from_str::<Request>(line).is_err(), "{line}");
         }
@@ -239,7 +282,8 @@ mod tests {
     fn replies_are_flat() {
         let line = |reply| serde_json::to_string(&reply).unwrap();
         assert_eq!(line(Reply::Loaded { parameters: 7 }), r#"{"parameters":7}"#);
-        let ran = Reply::Ran { us: 1.5, loss: 2.0 };
+        let loss = Some(2.0);
+        let ran = Reply::Ran { us: 1.5, loss };
         assert_eq!(line(ran), r#"{"us":1.5,"loss":2.0}"#);
         let error = "why".to_string();
         assert_eq!(line(Reply::Failed { error }), r#"{"error":"why"}"#);
@@ -264,6 +308,9 @@ mod tests {
         for row in rows {
             let trains = row.mode == Mode::Train;
             assert_eq!(row.optimizer.is_some(), trains, "{}", row.name);
+            let file = matches!(row.model, Model::Onnx { .. });
+            assert_eq!(file, row.mode == Mode::Onnx, "{}", row.name);
+            assert_eq!(file, row.tolerance.is_some(), "{}", row.name);
         }
     }
 }

@@ -1,8 +1,10 @@
 //! A workload that is ready to run: weights, a batch, a compiled step.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use opt_core::backend::bindings_of;
 use opt_core::nn::Init;
 use opt_core::pass::{MixedPrecision, Pass};
 use opt_core::random::Philox;
@@ -11,6 +13,7 @@ use opt_core::{
     Backend, CompileSpec, Context, DType, Error, Executable, Graph, Profile, ProfileOptions,
     Result, Session, Tensor, ValueId,
 };
+use opt_onnx::Importer;
 use opt_train::optimizer::STEP;
 use opt_train::{Adam, AdamW, CrossEntropy, StepOptions, training_graph};
 
@@ -26,7 +29,8 @@ pub struct Work {
     session: Box<dyn Session>,
     inputs: Vec<Tensor>,
     outputs: Vec<Tensor>,
-    target: Vec<i64>,
+    /// The labels, where there is a loss.
+    target: Option<Vec<i64>>,
     /// The variable that counts the steps, where the step trains.
     counter: Option<ValueId>,
     /// Number of trained entries.
@@ -88,10 +92,11 @@ impl Start {
         let model = match row.precision {
             Precision::F32 => self.model,
             Precision::Bf16 => mixed_precision(self.model)?,
+            Precision::Int8 => return Err(Error::invalid("only files have 8-bit integers")),
         };
         let target = self.target.to_vec::<i64>()?;
         let (graph, inputs) = match row.mode {
-            Mode::Forward => (model, vec![self.input]),
+            Mode::Forward | Mode::Onnx => (model, vec![self.input]),
             Mode::Train => {
                 let lr = Tensor::scalar(0f32);
                 let graph = training(&model, row.optimizer)?;
@@ -99,14 +104,14 @@ impl Start {
             }
         };
         let counter = match row.mode {
-            Mode::Forward => None,
+            Mode::Forward | Mode::Onnx => None,
             Mode::Train => Some(graph.find(STEP)?),
         };
         let spec = CompileSpec::new().bind("batch", row.batch);
         Ok(Step {
             executable: backend.compile(&graph, &spec)?,
             inputs,
-            target,
+            target: Some(target),
             counter,
             parameters,
         })
@@ -117,15 +122,7 @@ impl Start {
     /// # Errors
     /// As [`Start::step`].
     pub fn compile(self, row: &Row, backend: &dyn Backend) -> Result<Work> {
-        let step = self.step(row, backend)?;
-        Ok(Work {
-            session: step.executable.session()?,
-            inputs: step.inputs,
-            outputs: Vec::new(),
-            target: step.target,
-            counter: step.counter,
-            parameters: step.parameters,
-        })
+        self.step(row, backend)?.start()
     }
 }
 
@@ -134,12 +131,49 @@ impl Start {
 pub struct Step {
     executable: Arc<dyn Executable>,
     inputs: Vec<Tensor>,
-    target: Vec<i64>,
+    target: Option<Vec<i64>>,
     counter: Option<ValueId>,
     parameters: usize,
 }
 
 impl Step {
+    /// Compiles a forward pass of an ONNX file on inputs from a safetensors file.
+    ///
+    /// # Errors
+    /// If either cannot be read, they do not fit each other, or the backend cannot run the model.
+    pub fn onnx(model: &Path, inputs: &Path, backend: &dyn Backend) -> Result<Step> {
+        let graph = Importer::new().load(model)?;
+        let given = safetensors::File::parse(Arc::new(std::fs::read(inputs)?))?;
+        let names = graph.inputs().iter().map(|&id| graph.value(id).name());
+        let inputs = names
+            .map(|name| given.get(name))
+            .collect::<Result<Vec<_>>>()?;
+        let mut spec = CompileSpec::new();
+        spec.bindings = bindings_of(&graph, &inputs)?;
+        Ok(Step {
+            executable: backend.compile(&graph, &spec)?,
+            inputs,
+            target: None,
+            counter: None,
+            parameters: 0,
+        })
+    }
+
+    /// Starts a session.
+    ///
+    /// # Errors
+    /// If the backend cannot.
+    pub fn start(self) -> Result<Work> {
+        Ok(Work {
+            session: self.executable.session()?,
+            inputs: self.inputs,
+            outputs: Vec::new(),
+            target: self.target,
+            counter: self.counter,
+            parameters: self.parameters,
+        })
+    }
+
     /// What it spends its time on; a step that trains does so at this rate.
     ///
     /// # Errors
@@ -191,6 +225,7 @@ fn batch(row: &Row, model: &Graph) -> Result<(Tensor, Tensor)> {
         Model::Lenet5 { image, .. }
         | Model::Resnet20 { image, .. }
         | Model::Resnet50 { image, .. } => pixels(image),
+        Model::Onnx { file } => Err(Error::invalid(format!("{file} has inputs of its own"))),
     }?;
     let logits = model
         .outputs()
@@ -202,11 +237,11 @@ fn batch(row: &Row, model: &Graph) -> Result<(Tensor, Tensor)> {
 
 impl Work {
     /// Runs steps. Gives the time of all, with the device idle before and after, and the loss of
-    /// the last one.
+    /// the last one, where the workload has one.
     ///
     /// # Errors
     /// If the session fails, or no step is asked for.
-    pub fn run(&mut self, steps: usize, lr: f64) -> Result<(Duration, f64)> {
+    pub fn run(&mut self, steps: usize, lr: f64) -> Result<(Duration, Option<f64>)> {
         if steps == 0 {
             return Err(Error::invalid("a run has one step at least"));
         }
@@ -222,11 +257,25 @@ impl Work {
             self.session.variable(counter)?;
         }
         let took = start.elapsed();
-        let loss = match self.counter {
-            Some(_) => self.outputs[0].item()?,
-            None => cross_entropy(&self.outputs[0], &self.target)?,
+        let loss = match (&self.target, self.counter) {
+            (None, _) => None,
+            (Some(_), Some(_)) => Some(self.outputs[0].item()?),
+            (Some(target), None) => Some(cross_entropy(&self.outputs[0], target)?),
         };
         Ok((took, loss))
+    }
+
+    /// Runs a forward pass; the entries of all its outputs, in their order.
+    ///
+    /// # Errors
+    /// If the session fails, or a step would train.
+    pub fn outputs(&mut self) -> Result<Vec<f32>> {
+        if self.counter.is_some() {
+            return Err(Error::invalid("a step that trains has a loss to compare"));
+        }
+        self.session.run_into(&self.inputs, &mut self.outputs)?;
+        let entries = self.outputs.iter().flat_map(Tensor::to_f64s);
+        Ok(entries.map(|x| x as f32).collect())
     }
 }
 
@@ -266,13 +315,16 @@ mod tests {
     fn steps_train_at_the_rate_of_the_run() {
         let mut train = work(&row("train", "f32")).unwrap();
         let mut forward = work(&row("forward", "f32")).unwrap();
-        let (_, first) = train.run(1, 0.0).unwrap();
-        let (_, again) = train.run(2, 0.0).unwrap();
-        let (_, logits) = forward.run(1, 0.0).unwrap();
+        let loss = |work: &mut Work, steps, lr| work.run(steps, lr).unwrap().1.unwrap();
+        let first = loss(&mut train, 1, 0.0);
+        let again = loss(&mut train, 2, 0.0);
+        let logits = loss(&mut forward, 1, 0.0);
         assert_eq!(first, again);
         assert!((first - logits).abs() < 1e-6, "{first} {logits}");
-        let (_, later) = train.run(20, 0.1).unwrap();
+        let later = loss(&mut train, 20, 0.1);
         assert!(later < 0.5 * first, "{later} {first}");
+        assert!(train.outputs().is_err());
+        assert_eq!(forward.outputs().unwrap().len(), 4 * 3);
         assert!(train.run(0, 0.1).is_err());
     }
 
@@ -317,8 +369,8 @@ mod tests {
     #[test]
     fn rows_in_bf16_multiply_in_bf16() {
         let mut work = work(&row("train", "bf16")).unwrap();
-        let (_, before) = work.run(1, 0.01).unwrap();
-        let (_, after) = work.run(5, 0.01).unwrap();
+        let before = work.run(1, 0.01).unwrap().1.unwrap();
+        let after = work.run(5, 0.01).unwrap().1.unwrap();
         assert!(before.is_finite() && after < before, "{before} {after}");
     }
 }

@@ -50,6 +50,20 @@ fn rounding_to_two_bits_destroys_what_training_keeps() {
 }
 
 #[test]
+fn gptq_keeps_what_rounding_to_two_bits_loses() {
+    let figures = figures("gptq", 0.3);
+    let of = |name: &str| figures.of(name).mean();
+    let dense = of("32-bit weights");
+    let (nearest, gptq) = (of("2 bits, rounded to nearest"), of("2 bits, GPTQ"));
+    assert!(
+        gptq - dense < 0.5 * (nearest - dense),
+        "{gptq}, {nearest} and {dense}"
+    );
+    let outputs = of("3 bits: output error, GPTQ of nearest");
+    assert!(outputs < 20.0, "{outputs}");
+}
+
+#[test]
 fn a_ticket_learns_faster_than_the_same_mask_with_other_values() {
     let figures = figures("lottery", 0.4);
     let of = |name: &str| figures.of(name).mean();

@@ -2,11 +2,12 @@
 
 Usage: onnx_check.py MANIFEST.json
 The manifest is a list of {"model", "inputs", "outputs", "atol"?, "rtol"?, "steps"?,
-"max_quant_steps"?}. `inputs` and `outputs` are .npz files by the names of the graph's inputs and
+"max_quant_steps"?, "runtime"?}. `inputs` and `outputs` are .npz files by the names of the graph's inputs and
 outputs; paths are relative to the manifest. Each file has to pass the checker of the `onnx` package
 with shape inference, and each output of ONNX Runtime to have the dtype and shape expected and
 |found - expected| <= atol + rtol * |expected| (default: 0). `steps` gives the quantization step of
-outputs by name: those may be `max_quant_steps` (default: 1) of it off instead.
+outputs by name: those may be `max_quant_steps` (default: 1) of it off instead. With
+`"runtime": "reference"` the evaluator of the `onnx` package takes ONNX Runtime's place.
 Prints a line a file, and exits with 1 if one failed.
 """
 
@@ -17,6 +18,7 @@ import sys
 import numpy as np
 import onnx
 import onnxruntime
+from onnx.reference import ReferenceEvaluator
 
 
 def compare(name, found, expected, entry):
@@ -64,6 +66,17 @@ def check(folder, entry):
     except Exception as e:
         return [f"onnx.checker: {e}"], 0.0
     inputs, outputs = (dict(np.load(folder / entry[key])) for key in ("inputs", "outputs"))
+    if entry.get("runtime") == "reference":
+        try:
+            session = ReferenceEvaluator(str(model))
+            found = session.run(None, inputs)
+        except Exception as e:
+            return [f"onnx.reference: {e}"], 0.0
+        names = session.output_names
+        reasons = names_differ("outputs", names, outputs)
+        if reasons:
+            return reasons, 0.0
+        return compared(names, found, outputs, entry)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     try:
@@ -77,6 +90,10 @@ def check(folder, entry):
         found = session.run(None, inputs)
     except Exception as e:
         return [f"onnxruntime: {e}"], 0.0
+    return compared(names, found, outputs, entry)
+
+
+def compared(names, found, outputs, entry):
     results = [compare(n, f, outputs[n], entry) for n, f in zip(names, found, strict=True)]
     return [r for r, _ in results if r], max((d for _, d in results), default=0.0)
 

@@ -43,13 +43,20 @@ cargo xtask onnx-check MANIFEST
     Whether the ONNX files that MANIFEST lists are valid, and ONNX Runtime computes with them what
     is expected. xtask/oracle/onnx_check.py describes the file.
 
-cargo xtask bench [--only ROW].. [--peer torch|torch-fused].. [--device cpu|cuda:N]
-                  [--backend ndarray|tch] [--threads N] [--rounds N] [--json FILE]
-                  [--omp-wait passive|default]
-    Times training steps and forward passes against eager PyTorch, in turn, after making sure that
-    both compute the same losses. benches/rows.json has the rows; those for GPUs run with --device
-    cuda:N or by name. --json writes a list of the rows. With --omp-wait passive idle OpenMP
-    threads sleep at once, which slows PyTorch down with more than one thread.
+cargo xtask bench [--only ROW|GROUP].. [--peer NAME|all].. [--threads N,..] [--rounds N]
+                  [--memory] [--json FILE [--update]] [--markdown FILE | --write]
+                  [--device cpu|cuda:N] [--backend ndarray|tch] [--omp-wait passive|default]
+    Times training steps, forward passes and inference of ONNX files against other libraries, in
+    turn, after making sure that all compute the same. benches/rows.json has the rows; the groups
+    are training, forward, inference and int8; rows for GPUs run with --device cuda:N or by name.
+    Peers: torch (eager), torch-fused (fused optimizers) and torch-compile (needs a C++ compiler)
+    for models that are built; onnxruntime, rten, tract and candle (needs protoc to build) for
+    files; candle and burn for some that are built. Without --peer: torch and onnxruntime. Rust
+    peers are built when they are asked for, in target/bench-peers.
+    --memory also measures peaks of resident memory (Linux). --json writes a list of the lines;
+    with --update it keeps those of FILE that are not measured again. --write writes all lines to
+    docs/BENCHMARKS.md, --markdown to FILE. With --omp-wait passive idle OpenMP threads sleep at
+    once, which slows PyTorch down with more than one thread.
 
 cargo xtask minilm [DIR]
     Writes the pretrained sentence encoder all-MiniLM-L6-v2 as model.onnx, and 384 sentences as

@@ -84,9 +84,14 @@ pub(crate) fn with_libtorch(step: Step) -> Step {
     })
 }
 
+/// What the scripts need.
+pub(crate) fn requirements() -> PathBuf {
+    root().join("xtask/oracle/requirements.txt")
+}
+
 /// Makes `.venv` and installs what the scripts need, unless it is there already.
 pub(crate) fn set_up() -> Result {
-    let file = root().join("xtask/oracle/requirements.txt");
+    let file = requirements();
     let wanted = read(&file)?;
     let stamp = venv().join("installed.txt");
     if fs::read_to_string(&stamp).is_ok_and(|installed| installed == wanted) {
@@ -97,11 +102,8 @@ pub(crate) fn set_up() -> Result {
     run(Command::new(&base).args(["-m", "venv"]).arg(venv())).map_err(|e| {
         format!("{e}\nPython 3.10 or newer with its venv module is needed; PYTHON can name it")
     })?;
-    let (torch, rest): (Vec<&str>, Vec<&str>) = wanted
-        .lines()
-        .map(str::trim)
-        .filter(|line| !line.is_empty() && !line.starts_with('#'))
-        .partition(|line| line.starts_with("torch=="));
+    let (torch, rest): (Vec<&str>, Vec<&str>) =
+        packages(&wanted).partition(|line| line.starts_with("torch=="));
     pip(&rest, &[])?;
     pip(&torch, &["--no-deps"])?;
     // PyPI's wheel for Linux is linked against CUDA, and does not load without it; a CPU wheel
@@ -122,6 +124,24 @@ pub(crate) fn set_up() -> Result {
         pip(&needs.lines().collect::<Vec<_>>(), &[])?;
         run(&mut import_torch())?;
     }
+    fs::write(&stamp, wanted).map_err(|e| format!("{}: {e}", stamp.display()))
+}
+
+/// The packages that a file of requirements names.
+fn packages(requirements: &str) -> impl Iterator<Item = &str> {
+    let lines = requirements.lines().map(str::trim);
+    lines.filter(|line| !line.is_empty() && !line.starts_with('#'))
+}
+
+/// Installs the packages of another file, without what they depend on, unless it was done already.
+pub(crate) fn install(file: &Path) -> Result {
+    let wanted = read(file)?;
+    let folder = file.parent().and_then(Path::file_name).unwrap_or_default();
+    let stamp = venv().join(format!("installed-{}.txt", folder.to_string_lossy()));
+    if fs::read_to_string(&stamp).is_ok_and(|installed| installed == wanted) {
+        return Ok(());
+    }
+    pip(&packages(&wanted).collect::<Vec<_>>(), &["--no-deps"])?;
     fs::write(&stamp, wanted).map_err(|e| format!("{}: {e}", stamp.display()))
 }
 

@@ -2,11 +2,12 @@
 //! `cargo run --release -p opt-benches --bin profile-step -- resnet20 --threads 2`.
 
 use std::io::{ErrorKind, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Parser, value_parser};
-use opt_benches::work::Start;
+use opt_benches::protocol::Model;
+use opt_benches::work::{Start, Step};
 use opt_benches::{Failure, backend, protocol};
 use opt_core::file::write_atomically;
 use opt_core::{Profile, ProfileOptions};
@@ -59,7 +60,22 @@ fn main() -> ExitCode {
 fn profile(args: &Args) -> Result<Profile, Failure> {
     let row = protocol::row(&args.workload)?;
     let backend = backend::open(&args.backend, &args.device, usize::from(args.threads))?;
-    let step = Start::new(&row)?.step(&row, &*backend)?;
+    let step = match &row.model {
+        Model::Onnx { file } => {
+            let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/bench/models");
+            let path = |extension| folder.join(format!("{file}.{extension}"));
+            if !path("onnx").exists() {
+                let message = format!(
+                    "there is no {}; `cargo xtask bench --only {}` makes it",
+                    path("onnx").display(),
+                    row.name
+                );
+                return Err(message.into());
+            }
+            Step::onnx(&path("onnx"), &path("safetensors"), &*backend)?
+        }
+        _ => Start::new(&row)?.step(&row, &*backend)?,
+    };
     let options = ProfileOptions::new()
         .warmup(args.warmup)
         .runs(args.runs as usize);

@@ -4,7 +4,7 @@
 use std::io::{BufRead, Write};
 
 use opt_benches::protocol::{Load, Reply, Request};
-use opt_benches::work::{Start, Work};
+use opt_benches::work::{Start, Step, Work};
 use opt_benches::{Failure, backend};
 use opt_core::file::write_atomically;
 
@@ -23,6 +23,10 @@ fn main() -> Result<(), Failure> {
 
 fn answer(line: &str, work: &mut Option<Work>) -> Result<Reply, Failure> {
     match serde_json::from_str(line)? {
+        Request::About => Ok(Reply::About {
+            version: env!("CARGO_PKG_VERSION").into(),
+            settings: String::new(),
+        }),
         Request::Load(request) => {
             // The memory of the one before is needed.
             *work = None;
@@ -37,11 +41,22 @@ fn answer(line: &str, work: &mut Option<Work>) -> Result<Reply, Failure> {
             let us = took.as_secs_f64() * 1e6;
             Ok(Reply::Ran { us, loss })
         }
+        Request::Outputs(request) => {
+            let work = work.as_mut().ok_or("nothing is loaded")?;
+            let outputs = work.outputs()?;
+            let bytes: Vec<u8> = outputs.iter().flat_map(|x| x.to_le_bytes()).collect();
+            std::fs::write(request.file, bytes)?;
+            let written = outputs.len();
+            Ok(Reply::Written { written })
+        }
     }
 }
 
 fn load(request: &Load) -> Result<Work, Failure> {
     let backend = backend::open(&request.backend, &request.device, request.threads)?;
+    if let Some(model) = &request.onnx {
+        return Ok(Step::onnx(model, &request.weights, &*backend)?.start()?);
+    }
     let start = Start::new(&request.row)?;
     write_atomically(&request.weights, |file| {
         let mut file = std::io::BufWriter::new(file);

@@ -19,7 +19,7 @@
 //! [`unpacked`] makes them tensors again where the type is known.
 
 use std::collections::{BTreeMap, HashSet};
-use std::io::Write;
+use std::io::{Read, Write};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -45,8 +45,10 @@ fn damaged(message: impl Into<String>) -> Error {
 }
 
 /// The dtype and shape that a tensor has in a file.
-fn stored(tensor: &Tensor) -> Result<(Dtype, Vec<usize>)> {
-    let dtype = match tensor.dtype() {
+fn stored(dtype: DType, shape: &[usize]) -> Result<(Dtype, Vec<usize>)> {
+    let entries = shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d));
+    let entries = entries.ok_or_else(|| Error::shape(format!("the size of {shape:?}")))?;
+    let stored = match dtype {
         DType::F32 => Dtype::F32,
         DType::F64 => Dtype::F64,
         DType::F16 => Dtype::F16,
@@ -65,9 +67,9 @@ fn stored(tensor: &Tensor) -> Result<(Dtype, Vec<usize>)> {
         | DType::U2
         | DType::F6E2M3
         | DType::F6E3M2
-        | DType::F4E2M1 => return Ok((Dtype::U8, vec![tensor.size_in_bytes()])),
+        | DType::F4E2M1 => return Ok((Dtype::U8, vec![dtype.bytes(entries)])),
     };
-    Ok((dtype, tensor.shape().to_vec()))
+    Ok((stored, shape.to_vec()))
 }
 
 fn read(dtype: Dtype) -> Result<DType> {
@@ -86,6 +88,104 @@ fn read(dtype: Dtype) -> Result<DType> {
         Dtype::F8_E8M0 => DType::F8E8M0,
         other => return Err(Error::unsupported(format!("tensors of {other:?}"))),
     })
+}
+
+/// Reads and checks the header of a file of `len` bytes, and tells where the tensors begin.
+fn parse_header(from: &mut impl Read, len: u64) -> Result<(Metadata, u64)> {
+    let too_short = || damaged("it is shorter than 8 bytes");
+    let rest = len.checked_sub(8).ok_or_else(too_short)?;
+    let mut size = [0; 8];
+    from.read_exact(&mut size)?;
+    let size = u64::from_le_bytes(size);
+    if size > MAX_HEADER as u64 || size > rest {
+        return Err(damaged(format!(
+            "a header of {size} bytes does not fit in it"
+        )));
+    }
+    let mut header = vec![0; size as usize];
+    from.read_exact(&mut header)?;
+    // `SafeTensors::deserialize` adds the last offset to the header's length unchecked.
+    let parsed: Metadata = serde_json::from_slice(&header)
+        .map_err(|e| damaged(format!("its header: {e}")).with_source(e))?;
+    let there = rest - size;
+    if parsed.data_len() as u64 != there {
+        return Err(damaged(format!(
+            "the tensors take {} bytes, {there} are there",
+            parsed.data_len()
+        )));
+    }
+    Ok((parsed, 8 + size))
+}
+
+/// What a safetensors file holds and where, without the content: for files that are not to be in
+/// memory as a whole.
+///
+/// ```
+/// use opt_core::{Tensor, safetensors};
+///
+/// let weight = Tensor::new([2, 2], [1f32, 2.0, 3.0, 4.0])?;
+/// let bytes = safetensors::encode([("weight", &weight)], &[])?;
+/// let header = safetensors::Header::read(&mut &bytes[..], bytes.len() as u64)?;
+/// let entry = &header.entries()[0];
+/// assert_eq!((&entry.name[..], &entry.shape[..]), ("weight", &[2, 2][..]));
+/// assert_eq!(entry.range.end, bytes.len() as u64);
+/// # Ok::<(), opt_core::Error>(())
+/// ```
+#[derive(Debug, Clone, PartialEq)]
+pub struct Header {
+    entries: Vec<HeaderEntry>,
+    metadata: BTreeMap<String, String>,
+}
+
+/// A tensor of a [`Header`].
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub struct HeaderEntry {
+    /// Its name.
+    pub name: String,
+    /// Its dtype.
+    pub dtype: DType,
+    /// Its shape.
+    pub shape: Vec<usize>,
+    /// Where its bytes are in the file.
+    pub range: Range<u64>,
+}
+
+impl Header {
+    /// Reads the header at the beginning of a file of `len` bytes.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Format`] if it is no such file; [`ErrorKind::Unsupported`], with the tensor's
+    /// name, if [`DType`] has not a tensor's dtype; [`ErrorKind::Io`] if reading fails.
+    pub fn read(from: &mut impl Read, len: u64) -> Result<Header> {
+        let (parsed, data) = parse_header(from, len)?;
+        let tensors = parsed.tensors();
+        let mut entries = Vec::new();
+        for name in parsed.offset_keys() {
+            let info = tensors[&name];
+            let (start, end) = info.data_offsets;
+            entries.push(HeaderEntry {
+                dtype: read(info.dtype).at(|| name.clone())?,
+                shape: info.shape.clone(),
+                range: data + start as u64..data + end as u64,
+                name,
+            });
+        }
+        Ok(Header {
+            entries,
+            metadata: parsed.metadata().clone().into_iter().flatten().collect(),
+        })
+    }
+
+    /// The tensors, in the order of their bytes.
+    pub fn entries(&self) -> &[HeaderEntry] {
+        &self.entries
+    }
+
+    /// What the writer noted about the file, by key.
+    pub fn metadata(&self) -> &BTreeMap<String, String> {
+        &self.metadata
+    }
 }
 
 /// A safetensors file in memory, or mapped into it; its tensors share the file's bytes.
@@ -115,31 +215,13 @@ impl File {
     /// [`ErrorKind::Format`] if the bytes are no such file.
     pub fn parse<T: AsRef<[u8]> + Send + Sync + 'static>(owner: Arc<T>) -> Result<File> {
         let bytes = (*owner).as_ref();
-        let (len, rest) = bytes
-            .split_first_chunk::<8>()
-            .ok_or_else(|| damaged("it is shorter than 8 bytes"))?;
-        let len = u64::from_le_bytes(*len);
-        let header = usize::try_from(len)
-            .ok()
-            .filter(|&len| len <= MAX_HEADER)
-            .and_then(|len| rest.get(..len))
-            .ok_or_else(|| damaged(format!("a header of {len} bytes does not fit in it")))?;
-        // `SafeTensors::deserialize` adds the last offset to the header's length unchecked.
-        let parsed: Metadata = serde_json::from_slice(header)
-            .map_err(|e| damaged(format!("its header: {e}")).with_source(e))?;
-        let there = rest.len() - header.len();
-        if parsed.data_len() != there {
-            return Err(damaged(format!(
-                "the tensors take {} bytes, {there} are there",
-                parsed.data_len()
-            )));
-        }
+        let (parsed, data) = parse_header(&mut &*bytes, bytes.len() as u64)?;
         let tensors = parsed.tensors().into_iter();
         Ok(File {
             names: parsed.offset_keys(),
             tensors: tensors.map(|(name, info)| (name, info.clone())).collect(),
             metadata: parsed.metadata().clone().into_iter().flatten().collect(),
-            data: bytes.len() - there,
+            data: data as usize,
             owner,
         })
     }
@@ -204,62 +286,100 @@ pub fn unpacked(ty: &TensorType, tensor: &Tensor) -> Result<Tensor> {
     Tensor::from_buffer(ty.dtype, shape, buffer)
 }
 
-/// A file about to be written.
-struct Layout<'a> {
-    entries: Vec<(&'a str, TensorInfo, &'a Tensor)>,
-    metadata: BTreeMap<&'a str, &'a str>,
+/// Where everything lies in a file to be written, before any content is there: for writers that
+/// hold no more than a part of a tensor.
+///
+/// ```
+/// use opt_core::{DType, safetensors};
+///
+/// let parts = vec![("a".to_string(), DType::I8, vec![3]), ("b".to_string(), DType::F32, vec![2])];
+/// let plan = safetensors::Plan::new(parts, [("by".to_string(), "hand".to_string())])?;
+/// let mut bytes = plan.header()?;
+/// bytes.resize(bytes.len() + plan.data_len() as usize, 0);
+/// // The wider dtype comes first, so that all are aligned.
+/// assert_eq!((plan.range(0), plan.range(1)), (8..11, 0..8));
+/// assert!(safetensors::File::parse(std::sync::Arc::new(bytes))?.contains("b"));
+/// # Ok::<(), opt_core::Error>(())
+/// ```
+#[derive(Debug, Clone)]
+pub struct Plan {
+    entries: Vec<(String, TensorInfo)>,
+    metadata: BTreeMap<String, String>,
+    /// The entry of each part.
+    places: Vec<usize>,
 }
 
-impl Serialize for Layout<'_> {
+impl Serialize for Plan {
     fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
         let mut map = to.serialize_map(None)?;
         if !self.metadata.is_empty() {
             map.serialize_entry(METADATA, &self.metadata)?;
         }
-        for (name, info, _) in &self.entries {
+        for (name, info) in &self.entries {
             map.serialize_entry(name, info)?;
         }
         map.end()
     }
 }
 
-impl<'a> Layout<'a> {
-    fn new(
-        tensors: impl IntoIterator<Item = (&'a str, &'a Tensor)>,
-        metadata: &'a [(&'a str, &'a str)],
-    ) -> Result<Layout<'a>> {
+impl Plan {
+    /// A file of tensors of these names, dtypes and shapes, with notes about it by key.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidArgument`] if a name comes twice or is `__metadata__`;
+    /// [`ErrorKind::Shape`] if a size cannot be addressed.
+    pub fn new(
+        parts: impl IntoIterator<Item = (String, DType, Vec<usize>)>,
+        metadata: impl IntoIterator<Item = (String, String)>,
+    ) -> Result<Plan> {
         let mut entries = Vec::new();
-        let mut names = HashSet::from([METADATA]);
-        for (name, tensor) in tensors {
-            if !names.insert(name) {
+        let mut names = HashSet::from([METADATA.to_string()]);
+        for (name, dtype, shape) in parts {
+            if !names.insert(name.clone()) {
                 return Err(
                     Error::invalid("a safetensors file takes this name only once").at(name),
                 );
             }
-            let (dtype, shape) = stored(tensor).at(|| name)?;
-            let data_offsets = (0, tensor.size_in_bytes());
+            let (stored, stored_shape) = stored(dtype, &shape).at(|| name.clone())?;
+            let bytes = dtype.bytes(shape.iter().product());
             let info = TensorInfo {
-                dtype,
-                shape,
-                data_offsets,
+                dtype: stored,
+                shape: stored_shape,
+                data_offsets: (0, bytes),
             };
-            entries.push((name, info, tensor));
+            entries.push((name, info));
         }
         // The format's own order: the widest first, so that all are aligned.
-        entries.sort_by(|a, b| b.1.dtype.cmp(&a.1.dtype).then(a.0.cmp(b.0)));
-        let mut offset = 0;
-        for (_, info, tensor) in &mut entries {
-            info.data_offsets = (offset, offset + tensor.size_in_bytes());
-            offset = info.data_offsets.1;
+        let mut order: Vec<usize> = (0..entries.len()).collect();
+        order.sort_by(|&a, &b| {
+            let (a, b) = (&entries[a], &entries[b]);
+            b.1.dtype.cmp(&a.1.dtype).then(a.0.cmp(&b.0))
+        });
+        let mut places = vec![0; entries.len()];
+        for (place, &part) in order.iter().enumerate() {
+            places[part] = place;
         }
-        Ok(Layout {
-            entries,
-            metadata: metadata.iter().copied().collect(),
+        let mut sorted: Vec<_> = order.into_iter().map(|i| entries[i].clone()).collect();
+        let mut offset = 0usize;
+        for (name, info) in &mut sorted {
+            let end = offset.checked_add(info.data_offsets.1);
+            let end = end.ok_or_else(|| Error::shape("the size of the file").at(name.as_str()))?;
+            info.data_offsets = (offset, end);
+            offset = end;
+        }
+        Ok(Plan {
+            entries: sorted,
+            metadata: metadata.into_iter().collect(),
+            places,
         })
     }
 
-    /// The length of the header and the header, padded to whole words.
-    fn header(&self) -> Result<Vec<u8>> {
+    /// The bytes before the first tensor: the length of the header and the header, padded to whole
+    /// words.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidArgument`] if it would be longer than the format allows.
+    pub fn header(&self) -> Result<Vec<u8>> {
         let mut out = vec![0; 8];
         serde_json::to_writer(&mut out, self)
             .map_err(|e| Error::invalid(format!("safetensors header: {e}")).with_source(e))?;
@@ -274,10 +394,40 @@ impl<'a> Layout<'a> {
         Ok(out)
     }
 
-    fn data_len(&self) -> usize {
-        let last = self.entries.last();
-        last.map_or(0, |(_, info, _)| info.data_offsets.1)
+    /// Where the bytes of a part lie after the header, by its number in the order in which parts
+    /// were given.
+    ///
+    /// # Panics
+    /// If there are fewer parts.
+    pub fn range(&self, part: usize) -> Range<u64> {
+        let (start, end) = self.entries[self.places[part]].1.data_offsets;
+        start as u64..end as u64
     }
+
+    /// How many bytes all tensors take.
+    pub fn data_len(&self) -> u64 {
+        let last = self.entries.last();
+        last.map_or(0, |(_, info)| info.data_offsets.1 as u64)
+    }
+}
+
+/// The plan of a file of tensors, and the tensors in the order of their bytes.
+fn plan<'a>(
+    tensors: impl IntoIterator<Item = (&'a str, &'a Tensor)>,
+    metadata: &[(&str, &str)],
+) -> Result<(Plan, Vec<&'a Tensor>)> {
+    let tensors: Vec<_> = tensors.into_iter().collect();
+    let part = |(name, t): &(&str, &Tensor)| (name.to_string(), t.dtype(), t.shape().to_vec());
+    let note = |(key, text): &(&str, &str)| (key.to_string(), text.to_string());
+    let plan = Plan::new(tensors.iter().map(part), metadata.iter().map(note))?;
+    let mut sorted: Vec<_> = tensors
+        .into_iter()
+        .map(|(_, t)| t)
+        .zip(&plan.places)
+        .collect();
+    sorted.sort_by_key(|pair| pair.1);
+    let sorted = sorted.into_iter().map(|(t, _)| t).collect();
+    Ok((plan, sorted))
 }
 
 /// Writes named tensors as a safetensors file, with notes about it as pairs of key and text. The
@@ -291,10 +441,9 @@ pub fn write<'a>(
     tensors: impl IntoIterator<Item = (&'a str, &'a Tensor)>,
     metadata: &[(&str, &str)],
 ) -> Result<()> {
-    let tensors: Vec<_> = tensors.into_iter().collect();
-    let layout = Layout::new(tensors.iter().copied(), metadata)?;
-    to.write_all(&layout.header()?)?;
-    for (_, _, tensor) in &layout.entries {
+    let (plan, tensors) = plan(tensors, metadata)?;
+    to.write_all(&plan.header()?)?;
+    for tensor in tensors {
         to.write_all(tensor.contiguous().bytes()?)?;
     }
     Ok(())
@@ -321,9 +470,8 @@ pub fn encoded_len<'a>(
     tensors: impl IntoIterator<Item = (&'a str, &'a Tensor)>,
     metadata: &[(&str, &str)],
 ) -> Result<u64> {
-    let tensors: Vec<_> = tensors.into_iter().collect();
-    let layout = Layout::new(tensors.iter().copied(), metadata)?;
-    Ok((layout.header()?.len() + layout.data_len()) as u64)
+    let (plan, _) = plan(tensors, metadata)?;
+    Ok(plan.header()?.len() as u64 + plan.data_len())
 }
 
 #[cfg(test)]
@@ -338,7 +486,7 @@ mod tests {
 
     impl ::safetensors::View for View<'_> {
         fn dtype(&self) -> Dtype {
-            stored(self.0).unwrap().0
+            stored(self.0.dtype(), self.0.shape()).unwrap().0
         }
         fn shape(&self) -> &[usize] {
             &self.1
@@ -382,7 +530,7 @@ mod tests {
             let notes: Vec<(&str, &str)> = note.iter().map(|n| ("note", n.as_str())).collect();
             let bytes = encode(list(), &notes).unwrap();
             let expected = ::safetensors::serialize(
-                list().map(|(n, t)| (n, View(t, stored(t).unwrap().1))),
+                list().map(|(n, t)| (n, View(t, stored(t.dtype(), t.shape()).unwrap().1))),
                 note.as_ref().map(|n| [("note".to_string(), n.clone())].into()),
             )
             .unwrap();

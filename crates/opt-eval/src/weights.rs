@@ -17,13 +17,19 @@ pub(crate) fn parameters<'a>(graph: &'a Graph, live: &[bool]) -> Vec<Parameter<'
     // A value is a parameter if any live node reads it as one; the last such node matters only
     // for the grid of a quantized constant.
     let mut readers: Vec<Option<NodeId>> = vec![None; graph.value_bound()];
-    for (id, node) in graph.nodes() {
+    let nodes: Vec<(NodeId, &Node)> = graph.nodes().collect();
+    for &(id, node) in nodes.iter().rev() {
         if !node.outputs().iter().any(|o| live[o.index()]) {
             continue;
         }
+        // What a scale is computed from is a scale: cast, or dequantized by a scale of its own.
+        let moves = matches!(node.op(), Op::Cast(_) | Op::Dequantize(_));
+        let scale = moves && readers[node.outputs()[0].index()].is_none();
+        let scale = scale && !graph.outputs().any(|o| o == node.outputs()[0]);
         for (i, input) in node.inputs().iter().enumerate() {
-            if reads_weight(node.op(), Port::Input(i)) {
-                readers[input.index()] = Some(id);
+            let reader = &mut readers[input.index()];
+            if !scale && reads_weight(node.op(), Port::Input(i)) && reader.is_none() {
+                *reader = Some(id);
             }
         }
     }
@@ -52,29 +58,33 @@ impl<'a> Parameter<'a> {
         self.graph.node(self.reader)
     }
 
-    /// The dequantization that reads it with its scale and zero point; `None` for floats.
-    fn grid(&self) -> Result<Option<(&'a Dequantize, &'a Tensor, &'a Tensor)>> {
+    /// The dequantization that reads it with its scale and, if it has any, zero point; `None` for
+    /// floats.
+    fn grid(&self) -> Result<Option<(&'a Dequantize, &'a Tensor, Option<&'a Tensor>)>> {
         let node = self.node();
-        let (Op::Dequantize(op), &[_, scale, zero]) = (node.op(), node.inputs()) else {
+        let Op::Dequantize(op) = node.op() else {
             return Ok(None);
         };
+        let (scale, zero) = (node.inputs()[1], node.inputs().get(2));
         let content = |id: ValueId, what: &str| {
             self.graph.value(id).tensor().ok_or_else(|| {
                 Error::unsupported(format!("the {what} of a weight is no constant"))
                     .at(node.name().to_string())
             })
         };
-        Ok(Some((
-            op,
-            content(scale, "scale")?,
-            content(zero, "zero point")?,
-        )))
+        let zero = zero.map(|&zero| content(zero, "zero point")).transpose()?;
+        Ok(Some((op, content(scale, "scale")?, zero)))
     }
 
     /// How many entries are not 0; a quantized one is 0 where it equals its zero point.
     pub(crate) fn nonzeros(&self) -> Result<u64> {
         let values = self.tensor.to_f64s();
-        let Some((op, _, zeros)) = self.grid()? else {
+        let grid = match self.node().op() {
+            // Only zero points matter here; scales may be computed, from scales of their own.
+            Op::Dequantize(_) if self.node().inputs().len() == 2 => None,
+            _ => self.grid()?,
+        };
+        let Some((op, _, Some(zeros))) = grid else {
             return Ok(values.iter().filter(|v| **v != 0.0).count() as u64);
         };
         let of = || {
@@ -90,18 +100,20 @@ impl<'a> Parameter<'a> {
     pub(crate) fn values(&self) -> Result<Vec<f64>> {
         let mut values = self.tensor.to_f64s();
         if let Some((op, scales, zeros)) = self.grid()? {
-            let at = grid_index(self.tensor.shape(), zeros, op.axis, op.block)
+            let at = grid_index(self.tensor.shape(), scales, op.axis, op.block)
                 .at(|| self.node().name().to_string())?;
-            if scales.len() != zeros.len() {
+            if let Some(zeros) = zeros.filter(|z| z.len() != scales.len()) {
                 let (s, z) = (scales.shape(), zeros.shape());
                 return Err(
                     Error::shape(format!("scales of shape {s:?} with zero points {z:?}"))
                         .at(self.node().name().to_string()),
                 );
             }
-            let (scales, zeros) = (scales.to_f64s(), zeros.to_f64s());
+            let zeros = zeros.map(Tensor::to_f64s);
+            let scales = scales.to_f64s();
             for (i, v) in values.iter_mut().enumerate() {
-                *v = (*v - zeros[at(i)]) * scales[at(i)];
+                let zero = zeros.as_ref().map_or(0.0, |zeros| zeros[at(i)]);
+                *v = (*v - zero) * scales[at(i)];
             }
         }
         Ok(values)
@@ -124,7 +136,7 @@ fn reads_weight(op: &Op, port: Port) -> bool {
 /// or one a block of `axis`.
 fn grid_index(
     shape: &[usize],
-    zeros: &Tensor,
+    parameters: &Tensor,
     axis: Option<usize>,
     block: Option<usize>,
 ) -> Result<impl Fn(usize) -> usize + use<>> {
@@ -142,10 +154,10 @@ fn grid_index(
         (Some(_), None) => size,
         (Some(axis), Some(_)) => shape[..axis].iter().product::<usize>() * blocks * inner,
     };
-    if zeros.len() != expected {
+    if parameters.len() != expected {
         return Err(Error::shape(format!(
-            "zero points of shape {:?} for values of shape {shape:?} along axis {axis:?}",
-            zeros.shape()
+            "scales or zero points of shape {:?} for values of shape {shape:?} along axis {axis:?}",
+            parameters.shape()
         )));
     }
     Ok(move |i: usize| {

@@ -9,7 +9,7 @@ use opt_core::{Backend, CompileSpec, Context, Graph, Pass, Tensor};
 use opt_data::{Dataset, digits};
 use opt_eval::{Candidate, LatencyBench, LayerCost, ModelCost, layer_times, weights};
 use opt_ndarray::NdarrayBackend;
-use opt_quant::QuantizeStatic;
+use opt_quant::{QuantizeStatic, QuantizeWeights, Scheme};
 
 fn network() -> Graph {
     let mut b = ModelBuilder::new("cnn", 3);
@@ -175,7 +175,9 @@ fn layers_cut_out_run_the_models_integer_kernels() {
         .iter()
         .flat_map(|(_, kernels)| kernels.clone())
         .collect();
-    let integer = |kernels: &[String]| kernels.iter().filter(|k| k.starts_with("int ")).count();
+    // Pooling on integers is no layer of its own.
+    let layer = |k: &&String| k.starts_with("int conv") || k.starts_with("int matmul");
+    let integer = |kernels: &[String]| kernels.iter().filter(layer).count();
     let spec = CompileSpec::new().bind("batch", 1);
     let whole = NdarrayBackend::new().compile(&graph, &spec).unwrap();
     let whole: Vec<String> = whole.steps().into_iter().map(|s| s.kernel).collect();
@@ -240,5 +242,31 @@ fn layers_of_other_architectures() {
         let times = layer_times(&[candidate], &backend, &bench).unwrap();
         assert!(times[0].len() > 2, "{times:?}");
         assert!(times[0].iter().all(|t| found.contains(&t.name.as_str())));
+    }
+}
+
+/// Scales are stored, but they are no parameters of the network, however they are stored.
+#[test]
+fn scales_of_every_format_are_no_parameters() {
+    let mut m = ModelBuilder::new("layer", 3);
+    let x = m.batch("x", [64]).unwrap();
+    let y = m.layer("fc", Linear::new(8), x).unwrap();
+    m.output("y", y).unwrap();
+    let float = m.finish().unwrap();
+    let parameters = ModelCost::of_one(&float).unwrap().parameters;
+    for scheme in [
+        Scheme::int4(),
+        Scheme::uint2(),
+        Scheme::fp8_e4m3(),
+        Scheme::mxfp8(),
+        Scheme::mxfp4(),
+        Scheme::nvfp4(),
+        Scheme::f16(),
+    ] {
+        let pass = QuantizeWeights::new(scheme);
+        let (graph, _) = pass.apply(float.clone(), &mut Context::new()).unwrap();
+        let cost = ModelCost::of_one(&graph).unwrap();
+        assert_eq!(cost.parameters, parameters, "{scheme}");
+        assert_sums(&graph);
     }
 }

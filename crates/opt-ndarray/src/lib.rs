@@ -58,6 +58,7 @@ use opt_core::{Backend, CompileSpec, Error, ErrorKind, Executable, Graph, Result
 #[cfg(target_arch = "x86_64")]
 pub use kernels::amx::amx_peak;
 pub use kernels::int8::IntPath;
+use kernels::team::Team;
 use session::CpuExecutable;
 
 /// The backend's name.
@@ -70,7 +71,7 @@ const NAME: &str = "ndarray";
 pub struct NdarrayBackend {
     threads: usize,
     int_path: IntPath,
-    pool: Arc<Mutex<Option<Arc<rayon::ThreadPool>>>>,
+    team: Arc<Mutex<Option<Arc<Team>>>>,
 }
 
 impl Default for NdarrayBackend {
@@ -86,7 +87,7 @@ impl NdarrayBackend {
         NdarrayBackend {
             threads,
             int_path: IntPath::Auto,
-            pool: Arc::default(),
+            team: Arc::default(),
         }
     }
 
@@ -96,7 +97,7 @@ impl NdarrayBackend {
     pub fn threads(self, threads: usize) -> NdarrayBackend {
         NdarrayBackend {
             threads: threads.max(1),
-            pool: Arc::default(),
+            team: Arc::default(),
             ..self
         }
     }
@@ -110,27 +111,21 @@ impl NdarrayBackend {
         }
     }
 
-    /// The pool, started at its first use.
-    fn pool(&self, threads: usize) -> Result<Option<Arc<rayon::ThreadPool>>> {
+    /// The threads, started at their first use.
+    fn team(&self, threads: usize) -> Result<Option<Arc<Team>>> {
         if threads <= 1 {
             return Ok(None);
         }
-        let mut pool = self
-            .pool
+        let mut team = self
+            .team
             .lock()
             .unwrap_or_else(|poisoned| poisoned.into_inner());
-        if pool.is_none() {
-            let started = rayon::ThreadPoolBuilder::new()
-                .num_threads(self.threads)
-                .thread_name(|i| format!("opt-ndarray-{i}"))
-                .build()
-                .map_err(|e| {
-                    Error::new(ErrorKind::Backend, "the threads could not be started")
-                        .with_source(e)
-                })?;
-            *pool = Some(Arc::new(started));
+        if team.is_none() {
+            *team = Some(Team::new(self.threads).map_err(|e| {
+                Error::new(ErrorKind::Backend, "the threads could not be started").with_source(e)
+            })?);
         }
-        Ok(pool.clone())
+        Ok(team.clone())
     }
 }
 
@@ -142,10 +137,10 @@ impl Backend for NdarrayBackend {
     #[tracing::instrument(level = "debug", name = "compile", skip_all, fields(graph = graph.name()))]
     fn compile(&self, graph: &Graph, spec: &CompileSpec) -> Result<Arc<dyn Executable>> {
         let plan = compile::compile(graph, spec, self.threads, self.int_path)?;
-        let pool = self.pool(plan.threads)?;
+        let team = self.team(plan.threads)?;
         Ok(Arc::new(CpuExecutable {
             plan: Arc::new(plan),
-            pool,
+            team,
         }))
     }
 }

@@ -13,13 +13,14 @@ use smallvec::SmallVec;
 
 use crate::NAME;
 use crate::compile::plan::{Place, Plan, Planned, Port};
+use crate::kernels::team::Team;
 use crate::kernels::{Arg, Kernel, Out, RunCx};
 
-/// A plan, with the pool that it runs in.
+/// A plan, with the threads that it runs on.
 pub(crate) struct CpuExecutable {
     pub(crate) plan: Arc<Plan>,
     /// None with one thread.
-    pub(crate) pool: Option<Arc<rayon::ThreadPool>>,
+    pub(crate) team: Option<Arc<Team>>,
 }
 
 impl fmt::Debug for CpuExecutable {
@@ -52,7 +53,7 @@ impl CpuExecutable {
             stale: vec![false; plan.steps.len()],
             any_stale: false,
             variables,
-            pool: self.pool.clone(),
+            team: self.team.clone(),
             plan,
         })
     }
@@ -98,7 +99,7 @@ enum State {
 
 struct CpuSession {
     plan: Arc<Plan>,
-    pool: Option<Arc<rayon::ThreadPool>>,
+    team: Option<Arc<Team>>,
     slots: Vec<Buffer>,
     scratch: Buffer,
     variables: Vec<State>,
@@ -135,7 +136,8 @@ impl CpuSession {
                 };
                 tensor.reshape(shape).ok()
             };
-            let kernel = step.step.compile(&plan.types, constant, plan.threads)?;
+            let mut kernel = step.step.compile(&plan.types, constant, plan.threads)?;
+            kernel.give(&step.given);
             // The kernel of another content may want another amount.
             if kernel.scratch() > self.scratch.len() {
                 self.scratch = Buffer::zeroed(kernel.scratch());
@@ -169,9 +171,8 @@ impl CpuSession {
             // The buffers to fill leave the table, so that the others can be read meanwhile.
             let mut buffers: SmallVec<[Buffer; 8]> = SmallVec::new();
             for out in &step.outs {
-                if let Place::Slot(slot) = out.place {
-                    buffers.push(std::mem::replace(&mut self.slots[slot], Buffer::zeroed(0)));
-                }
+                let buffer = out_buffer(out.place, &mut self.slots, &mut self.variables);
+                buffers.push(std::mem::replace(buffer, Buffer::zeroed(0)));
             }
             let memory = Memory {
                 plan,
@@ -186,9 +187,7 @@ impl CpuSession {
                 &mut self.scratch.bytes_mut()[..scratch],
             );
             for (out, buffer) in step.outs.iter().zip(buffers) {
-                if let Place::Slot(slot) = out.place {
-                    self.slots[slot] = buffer;
-                }
+                *out_buffer(out.place, &mut self.slots, &mut self.variables) = buffer;
             }
             result.at(|| step.step.nodes.first().cloned().unwrap_or_default())?;
             mark();
@@ -201,7 +200,7 @@ impl CpuSession {
         &mut self,
         inputs: &[Tensor],
         outputs: &mut Vec<Tensor>,
-        mark: impl FnMut() + Send,
+        mark: impl FnMut(),
     ) -> Result<()> {
         self.check(inputs)?;
         if self.any_stale {
@@ -214,8 +213,8 @@ impl CpuSession {
             strided = inputs.iter().map(Tensor::contiguous).collect();
             &strided
         };
-        match self.pool.clone() {
-            Some(pool) if self.plan.threads > 1 => pool.install(|| self.execute(inputs, mark))?,
+        match self.team.clone() {
+            Some(team) if self.plan.threads > 1 => team.enter(|| self.execute(inputs, mark))?,
             _ => self.execute(inputs, mark)?,
         }
         let memory = Memory {
@@ -256,6 +255,22 @@ impl CpuSession {
                 }
             }
         }
+    }
+}
+
+/// Where an output goes: into a slot, or over the variable that it is assigned to.
+fn out_buffer<'a>(
+    place: Place,
+    slots: &'a mut [Buffer],
+    variables: &'a mut [State],
+) -> &'a mut Buffer {
+    match place {
+        Place::Slot(slot) => &mut slots[slot],
+        Place::Variable(x) => match &mut variables[x] {
+            State::Owned(buffer) => buffer,
+            State::Shared(_) => unreachable!("something assigns to it"),
+        },
+        _ => unreachable!("outputs are planned into slots and variables"),
     }
 }
 

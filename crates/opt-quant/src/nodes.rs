@@ -47,6 +47,7 @@ impl Constants {
         };
         let scales = match (q.scheme().format(), self.tensor_scale) {
             (Format::Mx(_), _) => patch.cast(scales, DType::F32)?,
+            _ if patch.type_of(scales).dtype == DType::F16 => patch.cast(scales, DType::F32)?,
             (_, Some(tensor_scale)) => patch.op(whole, &[scales, tensor_scale])?,
             _ => scales,
         };

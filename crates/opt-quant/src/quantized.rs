@@ -52,13 +52,13 @@ fn nf4_level(x: f32) -> u8 {
 /// ```
 #[derive(Debug, Clone, PartialEq)]
 pub struct QuantizedTensor {
-    scheme: Scheme,
-    codes: Tensor,
-    scales: Option<Tensor>,
-    zero_points: Option<Tensor>,
-    tensor_scale: Option<Tensor>,
-    axis: Option<usize>,
-    block: Option<usize>,
+    pub(crate) scheme: Scheme,
+    pub(crate) codes: Tensor,
+    pub(crate) scales: Option<Tensor>,
+    pub(crate) zero_points: Option<Tensor>,
+    pub(crate) tensor_scale: Option<Tensor>,
+    pub(crate) axis: Option<usize>,
+    pub(crate) block: Option<usize>,
 }
 
 /// Quantizes a tensor whose output channels lie along its first axis and whose groups lie along its
@@ -76,6 +76,25 @@ pub fn quantize_tensor(tensor: &Tensor, scheme: &Scheme) -> Result<QuantizedTens
 /// # Errors
 /// As [`quantize_tensor`]; if an axis is beyond the tensor's rank.
 pub fn quantize_along(tensor: &Tensor, scheme: &Scheme, axes: Axes) -> Result<QuantizedTensor> {
+    quantize(tensor, scheme, axes, None)
+}
+
+/// Quantizes some rows of a tensor, of whose entries the range is known.
+pub(crate) fn quantize_rows_of(
+    rows: &Tensor,
+    scheme: &Scheme,
+    whole: Option<(f64, f64)>,
+) -> Result<QuantizedTensor> {
+    quantize(rows, scheme, Axes::rows(rows), whole)
+}
+
+/// Quantizes a tensor; `whole` is the range that it has as a part of another.
+fn quantize(
+    tensor: &Tensor,
+    scheme: &Scheme,
+    axes: Axes,
+    whole: Option<(f64, f64)>,
+) -> Result<QuantizedTensor> {
     scheme.check()?;
     let layout = Layout::of(scheme, tensor.shape(), axes)?;
     let parts = |codes, scales, tensor_scale| QuantizedTensor {
@@ -88,7 +107,10 @@ pub fn quantize_along(tensor: &Tensor, scheme: &Scheme, axes: Axes) -> Result<Qu
         block: layout.block,
     };
     if let Format::Int(_) = scheme.format() {
-        let params = scheme.of_tensor(tensor, axes)?;
+        let params = match (whole, layout.axis) {
+            (Some(range), None) => scheme.parameters(&[range], None)?,
+            _ => scheme.of_tensor(tensor, axes)?,
+        };
         let codes = params.quantize(tensor)?;
         return Ok(QuantizedTensor {
             zero_points: (params.zero_point.to_f64s().iter().any(|&z| z != 0.0)
@@ -109,12 +131,16 @@ pub fn quantize_along(tensor: &Tensor, scheme: &Scheme, axes: Axes) -> Result<Qu
         return Ok(parts(codes, None, None));
     }
     let shape = layout.scale_shape(tensor.shape());
-    let sizes: Vec<f64> = layout
+    let mut sizes: Vec<f64> = layout
         .ranges(&data)
         .into_iter()
         .map(|(low, high)| low.abs().max(high.abs()))
         .collect();
-    let (scales, tensor_scale) = scales_of(scheme, &sizes, &shape)?;
+    let whole = whole.map(|(low, high)| low.abs().max(high.abs()));
+    if let (Some(whole), None) = (whole, layout.axis) {
+        sizes = vec![whole];
+    }
+    let (scales, tensor_scale) = scales_of(scheme, &sizes, &shape, whole)?;
     let factors = factors(&scales, tensor_scale.as_ref())?;
     let code = |(i, &v): (usize, &f64)| {
         let x = v as f32 / factors[layout.at(i)];
@@ -128,8 +154,14 @@ pub fn quantize_along(tensor: &Tensor, scheme: &Scheme, axes: Axes) -> Result<Qu
     Ok(parts(codes, Some(scales), tensor_scale))
 }
 
-/// The scales of groups with these largest magnitudes, and the tensor's own.
-fn scales_of(scheme: &Scheme, sizes: &[f64], shape: &[usize]) -> Result<(Tensor, Option<Tensor>)> {
+/// The scales of groups with these largest magnitudes, and the tensor's own; `whole` is the
+/// largest of all groups where these are not all.
+fn scales_of(
+    scheme: &Scheme,
+    sizes: &[f64],
+    shape: &[usize],
+    whole: Option<f64>,
+) -> Result<(Tensor, Option<Tensor>)> {
     let singles = |most: f64| -> Result<Tensor> {
         let scales: Vec<f32> = sizes.iter().map(|&s| usable(s / most)).collect();
         Tensor::new(shape, scales)
@@ -148,7 +180,7 @@ fn scales_of(scheme: &Scheme, sizes: &[f64], shape: &[usize]) -> Result<(Tensor,
         }
         Format::NvFp4 => {
             let format = MiniFloat::of(DType::F8E4M3).expect("a float of 8 bits");
-            let largest = sizes.iter().copied().fold(0.0, f64::max);
+            let largest = whole.unwrap_or_else(|| sizes.iter().copied().fold(0.0, f64::max));
             let whole = usable(largest / (most * f64::from(format.max())));
             let least = f64::from(format.min_positive());
             // A scale of 0 would lose its group and divide by 0.
@@ -180,6 +212,26 @@ fn factors(scales: &Tensor, tensor_scale: Option<&Tensor>) -> Result<Vec<f32>> {
 }
 
 impl QuantizedTensor {
+    /// Of parts whose dtypes and shapes are those that the scheme gives a tensor `[out, in]`.
+    pub(crate) fn from_rows(
+        scheme: Scheme,
+        codes: Tensor,
+        scales: Option<Tensor>,
+        zero_points: Option<Tensor>,
+        tensor_scale: Option<Tensor>,
+    ) -> Result<QuantizedTensor> {
+        let layout = Layout::of(&scheme, codes.shape(), Axes::rows(&codes))?;
+        Ok(QuantizedTensor {
+            scheme,
+            codes,
+            scales,
+            zero_points,
+            tensor_scale,
+            axis: layout.axis,
+            block: layout.block,
+        })
+    }
+
     /// The scheme.
     pub fn scheme(&self) -> &Scheme {
         &self.scheme

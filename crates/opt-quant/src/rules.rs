@@ -191,6 +191,11 @@ impl Rules {
         self.rules.is_empty()
     }
 
+    /// Whether a rule gives layers a scheme.
+    pub(crate) fn gives_schemes(&self) -> bool {
+        self.rules.iter().any(|rule| rule.scheme.is_some())
+    }
+
     /// The scheme of each layer, `None` where it is left alone.
     pub(crate) fn decide(
         &self,

@@ -1,20 +1,23 @@
 //! Weight-only quantization.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use opt_core::ops::{Dequantize, Op};
 use opt_core::pass::Needs;
 use opt_core::{
-    Context, DType, Graph, GraphPatch, Pass, Report, Result, ResultExt, Tensor, ValueId,
+    Context, DType, Error, ErrorKind, Graph, GraphPatch, Pass, Report, Result, ResultExt, Tensor,
+    ValueId,
 };
 
 use crate::emit::sqnr;
 use crate::layout::Axes;
+use crate::methods::{Method, Solved};
 use crate::nodes::Constants;
 use crate::quantized::{QuantizedTensor, quantize_along};
 use crate::rules::{Rules, Select};
 use crate::scheme::{Format, Granularity, Scheme};
 use crate::stored::{Kinds, Stored, find};
+use crate::task::Task;
 
 /// Stores the weights of matrix products, convolutions and embeddings in the number format of a
 /// [`Scheme`]; they are dequantized where they are read, and computing stays in float.
@@ -44,10 +47,37 @@ use crate::stored::{Kinds, Stored, find};
 /// assert_eq!(graph.type_of(graph.find("fc2.weight.q")?).to_string(), "i8[3,64]");
 /// # Ok::<(), opt_quant::Error>(())
 /// ```
+///
+/// Weights are rounded to nearest unless a [method](Method) is chosen:
+///
+/// ```
+/// use opt_core::nn::{Linear, ModelBuilder};
+/// use opt_core::{Context, Pass, Tensor};
+/// use opt_data::TensorDataset;
+/// use opt_ndarray::NdarrayBackend;
+/// use opt_quant::{Gptq, QuantizeWeights};
+///
+/// let mut m = ModelBuilder::new("model", 0);
+/// let x = m.batch("x", [64])?;
+/// let y = m.layer("fc", Linear::new(10), x)?;
+/// m.output("y", y)?;
+///
+/// let samples: Vec<f32> = (0..256 * 64).map(|i| (i as f32 * 0.7).sin()).collect();
+/// let samples = TensorDataset::new(vec![Tensor::new([256, 64], samples)?])?;
+/// let backend = NdarrayBackend::new();
+/// let mut cx = Context::new().with_backend(&backend).with_calibration(&samples);
+/// let pass = QuantizeWeights::int4(32).asymmetric().method(Gptq::new().act_order());
+/// let (graph, report) = pass.apply(m.finish()?, &mut cx)?;
+/// let error = |what: &str| report.figures[&format!("output error{what} of fc.weight")];
+/// assert!(error("") < 0.5 * error(" to nearest"));
+/// # Ok::<(), opt_quant::Error>(())
+/// ```
 #[derive(Debug, Clone, PartialEq)]
 pub struct QuantizeWeights {
     scheme: Scheme,
     rules: Rules,
+    method: Method,
+    half_scales: bool,
 }
 
 impl QuantizeWeights {
@@ -56,6 +86,8 @@ impl QuantizeWeights {
         QuantizeWeights {
             scheme,
             rules: Rules::new(),
+            method: Method::default(),
+            half_scales: false,
         }
     }
 
@@ -73,6 +105,21 @@ impl QuantizeWeights {
     #[must_use]
     pub fn asymmetric(mut self) -> QuantizeWeights {
         self.scheme = self.scheme.asymmetric();
+        self
+    }
+
+    /// How codes and scales are found.
+    #[must_use]
+    pub fn method(mut self, method: impl Into<Method>) -> QuantizeWeights {
+        self.method = method.into();
+        self
+    }
+
+    /// Stores the `f32` scales of matrix products and convolutions as `f16`, two bytes less each;
+    /// weights are rounded with the scales as they are stored, and computing stays in `f32`.
+    #[must_use]
+    pub fn half_scales(mut self) -> QuantizeWeights {
+        self.half_scales = true;
         self
     }
 
@@ -94,7 +141,7 @@ impl QuantizeWeights {
 
 /// A weight in its scheme. Groups of a convolution lie along its input channels and taps, so that
 /// its codes have two axes.
-fn quantized(layer: &Stored, content: &Tensor) -> Result<QuantizedTensor> {
+pub(crate) fn quantized(layer: &Stored, content: &Tensor) -> Result<QuantizedTensor> {
     let grouped = matches!(layer.scheme.granularity(), Granularity::Group(_));
     if !grouped || content.rank() <= 2 {
         return quantize_along(content, &layer.scheme, layer.axes);
@@ -149,24 +196,48 @@ impl Pass for QuantizeWeights {
     }
 
     fn config(&self) -> String {
-        format!("scheme = \"{}\"\nrules = {}\n", self.scheme, self.rules)
+        format!(
+            "scheme = \"{}\"\nrules = {}\nmethod = {}\nhalf_scales = {}\n",
+            self.scheme,
+            self.rules,
+            self.method.config(),
+            self.half_scales
+        )
     }
 
     fn needs(&self) -> Needs {
-        Needs::NOTHING
+        self.method.needs()
     }
 
-    fn apply(&self, graph: Graph, _: &mut Context<'_>) -> Result<(Graph, Report)> {
+    fn apply(&self, graph: Graph, cx: &mut Context<'_>) -> Result<(Graph, Report)> {
         let (layers, left) = find(&graph, &self.rules, &self.scheme, Kinds::All)?;
+        // All readers of a weight read the same codes: those of the first.
+        let mut weights: BTreeMap<ValueId, Vec<Stored>> = BTreeMap::new();
+        let mut tasks = Vec::new();
+        for layer in &layers {
+            weights.entry(layer.weight).or_default().push(layer.clone());
+        }
+        if !self.method.is_plain() || self.half_scales {
+            let mut seen = BTreeSet::new();
+            for layer in layers.iter().filter(|l| seen.insert(l.weight)) {
+                tasks.extend(Task::of(&graph, &weights[&layer.weight], self.half_scales)?);
+            }
+            if tasks.is_empty() {
+                return Err(Error::new(
+                    ErrorKind::NoEffect,
+                    "the method has no matrix product or convolution with scales to find",
+                ));
+            }
+        }
+        let mut report = Report::default();
+        let Solved { graph, codes } = self.method.solve(graph, &mut tasks, cx, &mut report)?;
+        let mut solved = BTreeMap::new();
+        for (task, codes) in tasks.iter().zip(&codes) {
+            solved.insert(task.value, task.assemble(codes).at(|| task.name.clone())?);
+        }
         let original = graph.clone();
         let consumers = original.consumers();
         let mut patch = GraphPatch::new(graph);
-        let mut report = Report::default();
-        // All readers of a weight read the same codes: those of the first.
-        let mut weights: BTreeMap<ValueId, Vec<Stored>> = BTreeMap::new();
-        for layer in layers {
-            weights.entry(layer.weight).or_default().push(layer);
-        }
         for (weight, layers) in weights {
             let first = &layers[0];
             for other in &layers[1..] {
@@ -181,7 +252,10 @@ impl Pass for QuantizeWeights {
             let value = original.value(weight);
             let name = value.name().to_string();
             let content = value.tensor().expect("found as stored");
-            let q = quantized(first, content).at(|| name.clone())?;
+            let q = match solved.remove(&weight) {
+                Some(found) => found,
+                None => quantized(first, content).at(|| name.clone())?,
+            };
             let back = q.dequantize()?.reshape(content.shape())?;
             report = report.figure(format!("SQNR of {name}"), sqnr(content, &back));
             report.changed += 1;

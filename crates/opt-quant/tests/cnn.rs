@@ -184,7 +184,7 @@ fn integer_kernels_run_and_all_paths_agree_bit_for_bit() {
             "quantize",
             "int conv+requantize",
             "int conv+requantize",
-            "max pool",
+            "int max pool",
             "int matmul+dequantize"
         ]
     );

@@ -1,7 +1,7 @@
 //! Tensors of the graph as libtorch's, and back.
 
 use opt_core::backend::write_result;
-use opt_core::tensor::Buffer;
+use opt_core::tensor::{Buffer, MiniFloat};
 use opt_core::{DType, Error, ErrorKind, Result, Tensor as Host};
 use smallvec::SmallVec;
 use tch::{Kind, Tensor};
@@ -18,7 +18,8 @@ pub(crate) fn failed(error: tch::TchError) -> Error {
     Error::new(ErrorKind::Backend, "libtorch").with_source(error)
 }
 
-/// The element type that holds a dtype; packed ones are held unpacked.
+/// The element type that holds a dtype: bytes hold packed integers, and `f32` floats of 8 bits and
+/// fewer.
 pub(crate) fn kind(dtype: DType) -> Result<Kind> {
     Ok(match dtype {
         DType::F32 => Kind::Float,
@@ -27,9 +28,10 @@ pub(crate) fn kind(dtype: DType) -> Result<Kind> {
         DType::BF16 => Kind::BFloat16,
         DType::I64 => Kind::Int64,
         DType::I32 => Kind::Int,
-        DType::I8 | DType::I4 => Kind::Int8,
-        DType::U8 | DType::U4 => Kind::Uint8,
+        DType::I8 | DType::I4 | DType::I2 => Kind::Int8,
+        DType::U8 | DType::U4 | DType::U2 => Kind::Uint8,
         DType::Bool => Kind::Bool,
+        other if MiniFloat::of(other).is_some() => Kind::Float,
         other => {
             return Err(Error::unsupported(format!(
                 "tensors of {other} on the libtorch backend"
@@ -61,12 +63,16 @@ pub(crate) fn from_host(x: &Host, device: Device) -> Result<Tensor> {
 /// A copy in libtorch's own memory.
 fn on_cpu(x: &Host) -> Result<Tensor> {
     let unpacked;
-    let x = match x.dtype().is_packed() {
-        true => {
+    let x = match x.dtype() {
+        dtype if MiniFloat::of(dtype).is_some() => {
+            unpacked = x.cast(DType::F32);
+            &unpacked
+        }
+        dtype if dtype.is_packed() => {
             unpacked = x.unpack()?;
             &unpacked
         }
-        false => x,
+        _ => x,
     };
     let contiguous = x.contiguous();
     let shape: Vec<i64> = contiguous.shape().iter().map(|&n| n as i64).collect();
@@ -109,7 +115,7 @@ fn shape(x: &Tensor) -> SmallVec<[usize; 6]> {
 
 /// A copy in a tensor of the program, in its own memory where that has the right size.
 pub(crate) fn write(x: &Tensor, dtype: DType, target: &mut Host) -> Result<()> {
-    if dtype.is_packed() {
+    if dtype.is_storage() {
         *target = to_host(x, dtype)?;
         return Ok(());
     }
@@ -125,7 +131,10 @@ pub(crate) fn to_host(x: &Tensor, dtype: DType) -> Result<Host> {
     let mut buffer = Buffer::zeroed(len * kind(dtype)?.elt_size_in_bytes());
     read(x, len, buffer.bytes_mut())?;
     match dtype {
-        DType::I4 | DType::U4 => {
+        _ if MiniFloat::of(dtype).is_some() => {
+            Ok(Host::from_buffer(DType::F32, shape, buffer)?.cast(dtype))
+        }
+        _ if dtype.is_packed() => {
             let values: Vec<i8> = buffer.bytes().iter().map(|&b| b as i8).collect();
             Host::pack(dtype, shape, &values)
         }

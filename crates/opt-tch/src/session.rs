@@ -143,7 +143,7 @@ impl TchSession {
 /// An input for a run: on the processor its own memory, else a copy on the device.
 #[allow(unsafe_code)]
 fn given(x: &Host, device: Device) -> Result<Tensor> {
-    if device != Device::Cpu || !x.is_contiguous() || x.dtype().is_packed() || x.is_empty() {
+    if device != Device::Cpu || !x.is_contiguous() || x.dtype().is_storage() || x.is_empty() {
         return send(x, device);
     }
     let shape: SmallVec<[i64; 6]> = x.shape().iter().map(|&n| n as i64).collect();

@@ -228,7 +228,7 @@ fn executables_are_shared_between_threads() {
 #[test]
 fn outputs_are_written_where_the_last_run_left_them() {
     let tensor = |dtype, data: &[f64]| match dtype {
-        DType::I4 | DType::U4 => {
+        DType::I4 | DType::U4 | DType::I2 | DType::U2 => {
             let data: Vec<i8> = data.iter().map(|&v| v as i8).collect();
             Tensor::pack(dtype, [3], &data).unwrap()
         }
@@ -249,7 +249,7 @@ fn outputs_are_written_where_the_last_run_left_them() {
         .unwrap();
     let mut outputs = Vec::new();
     let places = |outputs: &[Tensor]| -> Vec<*const u8> {
-        let owned = outputs.iter().filter(|y| !y.dtype().is_packed());
+        let owned = outputs.iter().filter(|y| !y.dtype().is_storage());
         owned.map(|y| y.bytes().unwrap().as_ptr()).collect()
     };
     let mut last = None;

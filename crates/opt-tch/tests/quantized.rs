@@ -6,7 +6,8 @@ use opt_core::pass::{Context, Pass};
 use opt_core::random::Philox;
 use opt_core::{Backend, CompileSpec, DType, Graph, GraphBuilder, Tensor, TensorType, ValueId};
 use opt_data::TensorDataset;
-use opt_quant::{QuantizeDynamic, QuantizeStatic, QuantizeWeights};
+use opt_ndarray::NdarrayBackend;
+use opt_quant::{QuantizeDynamic, QuantizeStatic, QuantizeWeights, Scheme};
 use opt_tch::{Device, TchBackend};
 
 fn backend() -> TchBackend {
@@ -213,4 +214,56 @@ fn quantized_models_agree_with_what_their_graphs_say() {
         let tolerance = if kernel == "_int_mm" { 2e-2 } else { 1e-5 };
         opt_suite::close(&fused[0], &plain[0], tolerance).unwrap();
     }
+}
+
+/// Weights in every number format give what the CPU backend makes of them.
+#[test]
+fn weights_of_every_format_agree_with_the_other_backend() {
+    use opt_core::nn::{Linear, ModelBuilder};
+    let mut m = ModelBuilder::new("layers", 3);
+    let x = m.batch("x", [64]).unwrap();
+    let h = m.layer("fc1", Linear::new(32), x).unwrap();
+    let h = m.relu(h).unwrap();
+    let y = m.layer("fc2", Linear::new(5), h).unwrap();
+    m.output("y", y).unwrap();
+    let model = m.finish().unwrap();
+    let stream = Philox::new(5);
+    let data: Vec<f64> = (0..3 * 64).map(|i| stream.normal(0, i)).collect();
+    let x = [Tensor::from_f64s(DType::F32, [3, 64], &data).unwrap()];
+    for scheme in [
+        Scheme::int8(),
+        Scheme::int4(),
+        Scheme::uint4().group(24),
+        Scheme::int2(),
+        Scheme::uint2(),
+        Scheme::fp8_e4m3(),
+        Scheme::fp8_e5m2().group(16),
+        Scheme::nf4(),
+        Scheme::mxfp8(),
+        Scheme::mxfp6(),
+        Scheme::mxfp4(),
+        Scheme::nvfp4(),
+        Scheme::f16(),
+        Scheme::bf16(),
+    ] {
+        let pass = QuantizeWeights::new(scheme);
+        let (graph, _) = pass.apply(model.clone(), &mut Context::new()).unwrap();
+        let expected = NdarrayBackend::new().run_once(&graph, &x).unwrap();
+        let found = backend().run_once(&graph, &x).unwrap();
+        // libtorch's packed 4-bit products round activations to bf16 on some processors.
+        let tolerance = if scheme.dtype().bits() == 4 {
+            2e-2
+        } else {
+            1e-5
+        };
+        opt_suite::close(&found[0], &expected[0], tolerance)
+            .unwrap_or_else(|e| panic!("{scheme}: {e}"));
+        let plain = backend().fusion(false).run_once(&graph, &x).unwrap();
+        opt_suite::close(&plain[0], &expected[0], 1e-5).unwrap_or_else(|e| panic!("{scheme}: {e}"));
+    }
+    let pass = QuantizeDynamic::new().per_token();
+    let (graph, _) = pass.apply(model, &mut Context::new()).unwrap();
+    let expected = NdarrayBackend::new().run_once(&graph, &x).unwrap();
+    let found = backend().run_once(&graph, &x).unwrap();
+    opt_suite::close(&found[0], &expected[0], 1e-5).unwrap();
 }

@@ -6,6 +6,7 @@
 
 mod few_bits;
 mod few_images;
+mod gptq;
 mod large_sparse;
 mod lottery;
 mod markdown;
@@ -70,6 +71,7 @@ pub fn claims() -> Vec<Box<dyn Claim>> {
         Box::new(few_bits::FewBits),
         Box::new(repair::Equalization),
         Box::new(repair::Rounding),
+        Box::new(gptq::Gptq),
         Box::new(structured::Structured),
     ]
 }

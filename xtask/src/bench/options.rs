@@ -2,8 +2,8 @@
 
 use std::path::PathBuf;
 
-use super::peers::{PEERS, Peer};
-use crate::Result;
+use super::peers::{DEFAULT, PEERS, Peer};
+use crate::{Result, root};
 
 /// What OpenMP threads of a worker do when they have nothing to do.
 ///
@@ -30,11 +30,18 @@ impl OmpWait {
 /// What to measure, and how.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Options {
-    /// The rows to run; all that suit the device if there is none.
+    /// The rows or groups to run; all that suit the device if there is none.
     pub(crate) only: Vec<String>,
     /// Where the table goes as JSON.
     pub(crate) json: Option<PathBuf>,
-    pub(crate) threads: usize,
+    /// Whether that file's other lines stay.
+    pub(crate) update: bool,
+    /// Where the table goes as Markdown.
+    pub(crate) markdown: Option<PathBuf>,
+    /// Whether peaks of memory are measured too.
+    pub(crate) memory: bool,
+    /// Each row runs with each number of threads.
+    pub(crate) threads: Vec<usize>,
     pub(crate) rounds: usize,
     pub(crate) device: String,
     pub(crate) backend: String,
@@ -42,54 +49,88 @@ pub(crate) struct Options {
     pub(crate) omp_wait: OmpWait,
 }
 
+/// The options with a value, and those without.
+const VALUED: [&str; 9] = [
+    "--only",
+    "--peer",
+    "--threads",
+    "--rounds",
+    "--json",
+    "--markdown",
+    "--device",
+    "--backend",
+    "--omp-wait",
+];
+const FLAGS: [&str; 3] = ["--memory", "--update", "--write"];
+
 /// Reads the arguments; `processors` is the number of threads without an option.
 pub(crate) fn parse(arguments: &[&str], processors: usize) -> Result<Options> {
     let mut options = Options {
         only: Vec::new(),
         json: None,
-        threads: processors,
+        update: false,
+        markdown: None,
+        memory: false,
+        threads: vec![processors],
         rounds: 20,
         device: "cpu".into(),
         backend: "ndarray".into(),
         peers: Vec::new(),
         omp_wait: OmpWait::Default,
     };
+    let mut names: Vec<&str> = Vec::new();
     let mut arguments = arguments.iter();
     while let Some(&option) = arguments.next() {
-        let known = [
-            "--only",
-            "--json",
-            "--threads",
-            "--rounds",
-            "--device",
-            "--backend",
-            "--peer",
-            "--omp-wait",
-        ];
-        if !known.contains(&option) {
-            return Err(format!(
-                "unknown option {option}; bench takes {}",
-                known.join(", ")
-            ));
-        }
-        let value = *arguments
-            .next()
-            .ok_or_else(|| format!("{option} needs a value"))?;
         match option {
-            "--only" => options.only.push(value.into()),
-            "--json" => options.json = Some(value.into()),
-            "--threads" => options.threads = count(option, value)?,
-            "--rounds" => options.rounds = count(option, value)?,
-            "--device" => options.device = device(value)?,
-            "--omp-wait" => options.omp_wait = omp_wait(value)?,
-            "--backend" => options.backend = value.into(),
-            _ => options.peers.push(peer(value)?),
+            "--memory" => options.memory = true,
+            "--update" => options.update = true,
+            "--write" => options.markdown = Some(root().join("docs/BENCHMARKS.md")),
+            _ if !VALUED.contains(&option) => {
+                return Err(format!(
+                    "unknown option {option}; bench takes {}, {}",
+                    VALUED.join(", "),
+                    FLAGS.join(", ")
+                ));
+            }
+            _ => {
+                let value = *arguments
+                    .next()
+                    .ok_or_else(|| format!("{option} needs a value"))?;
+                match option {
+                    "--only" => options.only.push(value.into()),
+                    "--peer" => names.push(value),
+                    "--threads" => options.threads = threads(value)?,
+                    "--rounds" => options.rounds = count(option, value)?,
+                    "--json" => options.json = Some(value.into()),
+                    "--markdown" => options.markdown = Some(value.into()),
+                    "--device" => options.device = device(value)?,
+                    "--backend" => options.backend = value.into(),
+                    _ => options.omp_wait = omp_wait(value)?,
+                }
+            }
         }
     }
-    if options.peers.is_empty() {
-        options.peers.push(&PEERS[0]);
+    if options.update && options.json.is_none() {
+        return Err("--update needs --json FILE, whose lines stay".into());
     }
+    options.peers = match names.as_slice() {
+        [] => peers(&DEFAULT)?,
+        ["all"] => PEERS.iter().collect(),
+        names => peers(names)?,
+    };
     Ok(options)
+}
+
+/// `1,2`
+fn threads(value: &str) -> Result<Vec<usize>> {
+    let mut all: Vec<usize> = Vec::new();
+    for part in value.split(',') {
+        let number = count("--threads", part)?;
+        if !all.contains(&number) {
+            all.push(number);
+        }
+    }
+    Ok(all)
 }
 
 fn count(option: &str, value: &str) -> Result<usize> {
@@ -113,37 +154,51 @@ fn omp_wait(value: &str) -> Result<OmpWait> {
     found.ok_or_else(|| format!("--omp-wait takes passive or default, not {value}"))
 }
 
-fn peer(value: &str) -> Result<&'static Peer> {
-    let found = PEERS.iter().find(|p| p.name == value);
-    found.ok_or_else(|| {
-        let names: Vec<_> = PEERS.iter().map(|p| p.name).collect();
-        format!("no peer {value}; there are {}", names.join(", "))
-    })
+/// The peers of these names, in their own order.
+fn peers(names: &[&str]) -> Result<Vec<&'static Peer>> {
+    if let Some(unknown) = names
+        .iter()
+        .find(|name| !PEERS.iter().any(|p| p.name == **name))
+    {
+        let known: Vec<_> = PEERS.iter().map(|p| p.name).collect();
+        let known = known.join(", ");
+        return Err(format!("no peer {unknown}; there are {known}, and all"));
+    }
+    Ok(PEERS.iter().filter(|p| names.contains(&p.name)).collect())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn names(options: &Options) -> Vec<&str> {
+        options.peers.iter().map(|p| p.name).collect()
+    }
+
     #[test]
     fn options_have_defaults() {
         let options = parse(&[], 3).unwrap();
-        assert_eq!((options.threads, options.rounds), (3, 20));
+        assert_eq!((&options.threads[..], options.rounds), (&[3][..], 20));
         assert_eq!((&*options.device, &*options.backend), ("cpu", "ndarray"));
-        assert_eq!(options.peers, [&PEERS[0]]);
+        assert_eq!(names(&options), DEFAULT);
         assert_eq!(options.omp_wait, OmpWait::Default);
         assert!(options.only.is_empty() && options.json.is_none());
+        assert!(!options.memory && !options.update && options.markdown.is_none());
     }
 
     #[test]
     fn options_are_read() {
-        let line = "--only a --only b --json o.json --threads 4 --rounds 7 --device cuda:1 \
-            --backend tch --peer torch --peer torch-fused --omp-wait passive";
+        let line = "--only a --only b --json o.json --threads 1,4,1 --rounds 7 --device cuda:1 \
+            --memory --backend tch --peer torch-fused --peer torch --omp-wait passive --update \
+            --markdown t.md";
         let options = parse(&line.split_whitespace().collect::<Vec<_>>(), 1).unwrap();
         let expected = Options {
             only: vec!["a".into(), "b".into()],
             json: Some("o.json".into()),
-            threads: 4,
+            update: true,
+            markdown: Some("t.md".into()),
+            memory: true,
+            threads: vec![1, 4],
             rounds: 7,
             device: "cuda:1".into(),
             backend: "tch".into(),
@@ -151,6 +206,9 @@ mod tests {
             omp_wait: OmpWait::Passive,
         };
         assert_eq!(options, expected);
+        let all = parse(&["--peer", "all", "--write"], 1).unwrap();
+        assert_eq!(all.peers.len(), PEERS.len());
+        assert!(all.markdown.unwrap().ends_with("docs/BENCHMARKS.md"));
     }
 
     #[test]
@@ -159,11 +217,14 @@ mod tests {
             "train-mlp",
             "--threads",
             "--threads 0",
+            "--threads 1,,2",
             "--rounds many",
             "--device cuda",
             "--device gpu:0",
             "--peer jax",
+            "--peer all --peer torch",
             "--omp-wait active",
+            "--update",
         ] {
             let arguments: Vec<_> = line.split_whitespace().collect();
             assert!(parse(&arguments, 1).is_err(), "{line}");

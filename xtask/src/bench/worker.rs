@@ -1,6 +1,7 @@
 //! A worker process and what is said to it.
 
 use std::io::{BufRead, BufReader, Write};
+use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
 use serde_json::{Value, json};
@@ -30,11 +31,18 @@ impl Drop for Running {
     }
 }
 
-/// What steps took, and the loss of the last one.
+/// What steps took, and the loss of the last one, where the workload has one.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Ran {
     pub(crate) us: f64,
-    pub(crate) loss: f64,
+    pub(crate) loss: Option<f64>,
+}
+
+/// What a worker runs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct About {
+    pub(crate) version: String,
+    pub(crate) settings: String,
 }
 
 impl Worker {
@@ -53,6 +61,28 @@ impl Worker {
         }
     }
 
+    /// What it runs. Once it answers, its libraries are loaded.
+    pub(crate) fn about(&mut self) -> Result<About> {
+        let reply = self.ask(&json!({"do": "about"}))?;
+        match (reply["version"].as_str(), reply["settings"].as_str()) {
+            (Some(version), Some(settings)) => Ok(About {
+                version: version.into(),
+                settings: settings.into(),
+            }),
+            _ => Err(self.misunderstood(&reply)),
+        }
+    }
+
+    /// The process, if it runs.
+    pub(crate) fn process(&self) -> Option<u32> {
+        self.running.as_ref().map(|running| running.child.id())
+    }
+
+    /// Ends the process; the next request starts another one.
+    pub(crate) fn stop(&mut self) {
+        self.running = None;
+    }
+
     /// Makes a workload ready; the number of its parameters.
     pub(crate) fn load(&mut self, request: &Value) -> Result<u64> {
         let reply = self.ask(request)?;
@@ -63,9 +93,21 @@ impl Worker {
     /// Runs steps.
     pub(crate) fn run(&mut self, steps: usize, lr: f64) -> Result<Ran> {
         let reply = self.ask(&json!({"do": "run", "steps": steps, "lr": lr}))?;
-        match (reply["us"].as_f64(), reply["loss"].as_f64()) {
-            (Some(us), Some(loss)) if us > 0.0 => Ok(Ran { us, loss }),
+        match reply["us"].as_f64() {
+            Some(us) if us > 0.0 => Ok(Ran {
+                us,
+                loss: reply["loss"].as_f64(),
+            }),
             _ => Err(self.misunderstood(&reply)),
+        }
+    }
+
+    /// Runs a forward pass, and has its outputs written to a file.
+    pub(crate) fn outputs(&mut self, file: &Path) -> Result {
+        let reply = self.ask(&json!({"do": "outputs", "file": file}))?;
+        match reply["written"].as_u64() {
+            Some(_) => Ok(()),
+            None => Err(self.misunderstood(&reply)),
         }
     }
 
@@ -129,12 +171,26 @@ mod tests {
         let mut worker = scripted(&[r#"{"parameters": 12}"#, r#"{"us": 2.5, "loss": 0.5}"#]);
         assert_eq!(worker.load(&json!({"do": "load"})), Ok(12));
         let ran = worker.run(3, 1e-3).unwrap();
-        assert_eq!((ran.us, ran.loss), (2.5, 0.5));
+        assert_eq!((ran.us, ran.loss), (2.5, Some(0.5)));
+    }
+
+    #[test]
+    fn what_a_worker_is_and_writes_is_read() {
+        let about = r#"{"version": "1.2", "settings": "fast"}"#;
+        let mut worker = scripted(&[about, r#"{"written": 4}"#, r#"{"written": null}"#]);
+        assert!(worker.process().is_none());
+        let about = worker.about().unwrap();
+        assert_eq!((&*about.version, &*about.settings), ("1.2", "fast"));
+        assert!(worker.process().is_some());
+        assert!(worker.outputs(Path::new("o")).is_ok());
+        assert!(worker.outputs(Path::new("o")).is_err());
+        worker.stop();
+        assert!(worker.process().is_none());
     }
 
     #[test]
     fn errors_say_whose_they_are() {
-        let mut worker = scripted(&[r#"{"error": "no memory"}"#, r#"{"us": 1}"#, "Traceback"]);
+        let mut worker = scripted(&[r#"{"error": "no memory"}"#, r#"{"us": 0}"#, "Traceback"]);
         assert_eq!(worker.run(1, 0.0), Err("peer: no memory".into()));
         assert!(worker.run(1, 0.0).unwrap_err().contains("answered"));
         assert!(worker.run(1, 0.0).unwrap_err().contains("Traceback"));

@@ -227,8 +227,8 @@ mod tests {
     #[test]
     fn the_ranges_are_those_of_the_specifications() {
         for (dtype, max, least, exponent) in [
-            (DType::F8E4M3, 448.0, 0.001953125, 8),
-            (DType::F8E5M2, 57344.0, 1.52587890625e-5, 15),
+            (DType::F8E4M3, 448.0, 2f32.powi(-9), 8),
+            (DType::F8E5M2, 57344.0, 2f32.powi(-16), 15),
             (DType::F6E2M3, 7.5, 0.125, 2),
             (DType::F6E3M2, 28.0, 0.0625, 4),
             (DType::F4E2M1, 6.0, 0.5, 2),

@@ -177,7 +177,7 @@ mod tests {
             for len in 0..19usize {
                 let mask = (1u16 << dtype.bits()) - 1;
                 let codes: Vec<u8> = (0..len)
-                    .map(|i| (i as u16 * 37 + 11 & mask) as u8)
+                    .map(|i| ((i as u16 * 37 + 11) & mask) as u8)
                     .collect();
                 let x = Tensor::from_codes(dtype, [len], &codes).unwrap();
                 assert_eq!(x.size_in_bytes(), (len * dtype.bits()).div_ceil(8));

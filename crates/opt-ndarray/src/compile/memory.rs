@@ -2,11 +2,12 @@
 
 use std::collections::HashMap;
 
-use opt_core::ops::Cost;
+use opt_core::ops::{Cost, Op};
 use opt_core::{Result, Tensor};
+use smallvec::SmallVec;
 
 use super::plan::{Assignment, Id, Ir, Kind, Place, Plan, Planned, Port, Step};
-use crate::kernels::Kernel;
+use crate::kernels::{Extras, Kernel};
 
 /// The slots while they are handed out.
 #[derive(Default)]
@@ -68,15 +69,64 @@ fn copy_assigned(ir: &mut Ir) {
             inputs: vec![source],
             outputs: vec![copy],
             epilogue: Vec::new(),
+            extras: Extras::default(),
             nodes: Vec::new(),
         });
         ir.assigns[i].1 = copy;
     }
 }
 
+/// Moves the steps to the end that cannot fail and that only assignments and outputs need: they
+/// may then write over the variables, since nothing that could fail comes after. Returns how many
+/// steps come before them.
+fn sink_updates(ir: &mut Ir) -> usize {
+    let mut early = vec![false; ir.types.len()];
+    let mut last = vec![false; ir.steps.len()];
+    for (i, step) in ir.steps.iter().enumerate().rev() {
+        let cannot_fail = match &step.kind {
+            Kind::Fused(_) => true,
+            Kind::Op(op) => matches!(op, Op::Unary(_) | Op::Binary(_) | Op::Where(_)),
+            _ => false,
+        };
+        last[i] = cannot_fail && !step.outputs.iter().any(|&v| early[v]);
+        if !last[i] {
+            for &v in &step.inputs {
+                early[ir.alias[v]] = true;
+            }
+        }
+    }
+    let steps = std::mem::take(&mut ir.steps).into_iter().zip(last);
+    let (first, last): (Vec<_>, Vec<_>) = steps.partition(|(_, last)| !last);
+    let count = first.len();
+    ir.steps = first
+        .into_iter()
+        .chain(last)
+        .map(|(step, _)| step)
+        .collect();
+    count
+}
+
+/// For values that one variable is assigned, and nothing else, the number of that variable.
+fn targets(ir: &Ir) -> HashMap<Id, usize> {
+    let mut targets: HashMap<Id, Option<usize>> = HashMap::new();
+    for &(target, source) in &ir.assigns {
+        let variable = ir.variables.iter().position(|x| x.id.index() == target);
+        targets
+            .entry(ir.alias[source])
+            .and_modify(|known| *known = None)
+            .or_insert(variable);
+    }
+    targets
+        .into_iter()
+        .filter_map(|(v, variable)| Some((v, variable?)))
+        .collect()
+}
+
 /// Compiles the steps and gives every value its place; `costs` are those of the graph's nodes.
 pub(super) fn plan(mut ir: Ir, threads: usize, costs: &HashMap<String, Cost>) -> Result<Plan> {
     copy_assigned(&mut ir);
+    let sunk = sink_updates(&mut ir);
+    let targets = targets(&ir);
     let mut last_use: HashMap<Id, usize> = HashMap::new();
     for (i, step) in ir.steps.iter().enumerate() {
         for &v in &step.inputs {
@@ -102,7 +152,7 @@ pub(super) fn plan(mut ir: Ir, threads: usize, costs: &HashMap<String, Cost>) ->
     let mut planned = Vec::with_capacity(ir.steps.len());
     for (at, step) in std::mem::take(&mut ir.steps).into_iter().enumerate() {
         let constant = |v| ir.constant(v).or_else(|| ir.frozen(v));
-        let kernel = step.compile(&ir.types, constant, threads)?;
+        let mut kernel = step.compile(&ir.types, constant, threads)?;
         let mut args = Vec::with_capacity(step.inputs.len());
         let mut packs = Vec::new();
         for &v in &step.inputs {
@@ -123,22 +173,26 @@ pub(super) fn plan(mut ir: Ir, threads: usize, costs: &HashMap<String, Cost>) ->
         for &v in &step.outputs {
             outs.push(Port::new(Place::Given, &ir.types[v])?);
         }
-        let given = in_place(&*kernel, &args, &outs, |i| {
-            last_use
-                .get(&ir.alias[step.inputs[i]])
-                .is_some_and(|&last| last == at)
+        let given = in_place(&*kernel, &args, &outs, |i, o| {
+            let last = last_use.get(&ir.alias[step.inputs[i]]) == Some(&at);
+            last && match args[i].place {
+                Place::Slot(_) => true,
+                // Over a variable only what it is assigned anyway.
+                Place::Variable(x) => at >= sunk && targets.get(&step.outputs[o]) == Some(&x),
+                _ => false,
+            }
         });
+        kernel.give(&given);
         for (o, &v) in step.outputs.iter().enumerate() {
             let over = given
                 .iter()
                 .find(|(_, out)| *out == o)
                 .map(|&(i, _)| args[i].place);
-            let slot = match over {
-                Some(Place::Slot(slot)) => slot,
-                _ if exact.contains(&v) => slots.take_exact(outs[o].bytes),
-                _ => slots.take(outs[o].bytes),
+            outs[o].place = match over {
+                Some(place) => place,
+                None if exact.contains(&v) => Place::Slot(slots.take_exact(outs[o].bytes)),
+                None => Place::Slot(slots.take(outs[o].bytes)),
             };
-            outs[o].place = Place::Slot(slot);
             places.insert(v, outs[o].place);
         }
         for &(i, _) in &given {
@@ -177,6 +231,7 @@ pub(super) fn plan(mut ir: Ir, threads: usize, costs: &HashMap<String, Cost>) ->
             outs,
             step,
             packs,
+            given,
         });
     }
 
@@ -198,11 +253,14 @@ pub(super) fn plan(mut ir: Ir, threads: usize, costs: &HashMap<String, Cost>) ->
     }
     let mut assignments: Vec<Assignment> = Vec::new();
     for &(target, source) in &ir.assigns {
-        let (Place::Variable(variable), Place::Slot(slot)) = (
+        let (variable, slot) = match (
             place_of(target, &mut constants),
             place_of(source, &mut constants),
-        ) else {
-            unreachable!("`copy_assigned` has put assigned values into slots");
+        ) {
+            (Place::Variable(variable), Place::Slot(slot)) => (variable, slot),
+            // Written in place.
+            (Place::Variable(a), Place::Variable(b)) if a == b => continue,
+            _ => unreachable!("`copy_assigned` has put assigned values into slots"),
         };
         let same_size = slots.bytes[slot] == ir.variables[variable].content.size_in_bytes();
         let taken = assignments.iter().any(|a| a.slot == slot && a.swap);
@@ -241,20 +299,23 @@ fn bytes_read(step: &Step, args: &[Port]) -> u64 {
         .fold(held, usize::saturating_add) as u64
 }
 
-/// The inputs that are given up for outputs: in a slot, read here for the last time and by no
-/// other operand, of the output's size.
+/// The inputs that are given up for outputs: that `may` be, read by no other operand, of the
+/// output's size.
 fn in_place(
     kernel: &dyn Kernel,
     args: &[Port],
     outs: &[Port],
-    is_last: impl Fn(usize) -> bool,
+    may: impl Fn(usize, usize) -> bool,
 ) -> Vec<(usize, usize)> {
     let mut given: Vec<(usize, usize)> = Vec::new();
-    for &(i, o) in kernel.in_place() {
-        let in_slot = matches!(args[i].place, Place::Slot(_)) && args[i].bytes == outs[o].bytes;
+    // What a variable is assigned goes there first, whatever else could.
+    let mut pairs: SmallVec<[(usize, usize); 8]> = kernel.in_place().iter().copied().collect();
+    pairs.sort_by_key(|&(i, _)| !matches!(args[i].place, Place::Variable(_)));
+    for (i, o) in pairs {
+        let fits = args[i].bytes == outs[o].bytes;
         let alone = args.iter().filter(|a| a.place == args[i].place).count() == 1;
         let free = given.iter().all(|&(a, b)| a != i && b != o);
-        if in_slot && alone && free && is_last(i) {
+        if fits && alone && free && may(i, o) {
             given.push((i, o));
         }
     }

@@ -1,8 +1,12 @@
 //! From a graph to a plan: bind shapes, lower, fold constants, fuse, place in memory.
 
+mod append;
+mod conv_norm;
+mod epilogue;
 mod fold;
 mod fuse;
 mod memory;
+mod norms;
 pub(crate) mod plan;
 mod qdq;
 
@@ -51,7 +55,10 @@ pub(crate) fn compile_with(
     }
     fold::fold(&mut ir)?;
     if fusion {
+        conv_norm::fold(&mut ir);
+        norms::fuse(&mut ir);
         fuse::fuse(&mut ir)?;
+        append::chain(&mut ir)?;
     }
     ir.remove_dead();
     memory::plan(ir, threads, &costs)

@@ -12,7 +12,7 @@ use opt_core::tensor::Dims;
 use opt_core::{DType, Error, Graph, Result, ResultExt, Tensor, TensorType, ValueId, ValueKind};
 
 use crate::kernels::elementwise::Spec;
-use crate::kernels::{self, CompileCx, Kernel};
+use crate::kernels::{self, CompileCx, Extras, Kernel};
 
 /// The number of a value; those of the graph's values are their indices.
 pub(crate) type Id = usize;
@@ -47,6 +47,8 @@ pub(crate) struct Step {
     pub(crate) outputs: Vec<Id>,
     /// Functions applied to the only output.
     pub(crate) epilogue: Vec<UnaryOp>,
+    /// What else the kernel does; the bounds come after the functions.
+    pub(crate) extras: Extras,
     /// The names of the graph's nodes that it covers; errors are reported at the first.
     pub(crate) nodes: Vec<String>,
 }
@@ -69,6 +71,7 @@ impl Step {
             outputs: &outputs,
             constants: &constants,
             epilogue: &self.epilogue,
+            extras: self.extras,
             threads,
         };
         match &self.kind {
@@ -170,6 +173,7 @@ impl Ir {
                     inputs,
                     outputs,
                     epilogue: Vec::new(),
+                    extras: Extras::default(),
                     nodes: vec![node.name().to_string()],
                 });
             }
@@ -316,7 +320,7 @@ impl Port {
 pub(crate) struct Planned {
     pub(crate) kernel: Box<dyn Kernel>,
     pub(crate) args: Vec<Port>,
-    /// All in slots.
+    /// In slots, or over the variables that they are assigned to.
     pub(crate) outs: Vec<Port>,
     pub(crate) scratch: usize,
     /// Bytes of what it reads.
@@ -325,6 +329,8 @@ pub(crate) struct Planned {
     pub(crate) cost: Cost,
     /// What it was compiled from, to compile it again for other content of its variables.
     pub(crate) step: Step,
+    /// The inputs that are given up for outputs.
+    pub(crate) given: Vec<(usize, usize)>,
     /// Indices of the unassigned variables that the kernel may have packed.
     pub(crate) packs: Vec<usize>,
 }

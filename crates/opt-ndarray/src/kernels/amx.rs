@@ -18,6 +18,8 @@ pub(super) mod layer;
 
 mod finish;
 mod image;
+mod source;
+mod tasks;
 
 use std::arch::asm;
 use std::sync::OnceLock;
@@ -30,6 +32,13 @@ pub(super) const ROW: usize = 64;
 
 /// Bytes of a tile.
 pub(super) const TILE: usize = ROWS * ROW;
+
+/// Outputs, and rows or pixels, of a block of sums: two tiles each.
+pub(super) const BLOCK: usize = 2 * ROWS;
+
+/// Steps of 64 bytes for which a block of activations (2 KiB a step) stays in the first-level
+/// cache while as much of weights passes by; longer sums go to memory in between.
+pub(super) const STEPS: usize = 8;
 
 /// Whether the processor multiplies tiles of bytes, the operating system keeps their registers,
 /// and this process may use them; also whether it has the vectors that finish a tile.
@@ -177,6 +186,11 @@ pub(super) struct Block<'a> {
     pub(super) pairs: (bool, bool),
     /// Sums to add to, in the order of [`Block::run`]'s output; null for none.
     pub(super) start: *const i32,
+    /// Two tiles for each step that are fetched into the second-level cache meanwhile, since
+    /// they are needed next; null for none. They may lie anywhere.
+    pub(super) ahead: *const u8,
+    /// From one step's to the next step's.
+    pub(super) ahead_advance: isize,
 }
 
 /// One product, from its instruction and what the second tiles need. Registers 4 and 5 hold
@@ -200,6 +214,14 @@ macro_rules! product {
             "tileloadd tmm0, [{start} + {y}]",
             $($start,)*
             "2:",
+            "test {p}, {p}",
+            "jz 4f",
+            ".irp line,0,64,128,192,256,320,384,448,512,576,640,704,768,832,896,960",
+            "prefetcht1 [{p} + \\line]",
+            "prefetcht1 [{p} + \\line + 1024]",
+            ".endr",
+            "add {p}, {dp}",
+            "4:",
             "mov {x}, [{ta}]",
             "add {x}, {a}",
             "tileloadd tmm4, [{x} + {sa}]",
@@ -220,6 +242,8 @@ macro_rules! product {
             dw = in(reg) $block.advance,
             n = inout(reg) $block.activations.offsets.len() => _,
             start = in(reg) $block.start,
+            p = inout(reg) $block.ahead => _,
+            dp = in(reg) $block.ahead_advance,
             out = in(reg) $out,
             x = out(reg) _,
             y = out(reg) _,
@@ -382,6 +406,8 @@ pub fn amx_peak(seconds: f64) -> Option<f64> {
         advance: 0,
         pairs: (true, true),
         start: std::ptr::null(),
+        ahead: std::ptr::null(),
+        ahead_advance: 0,
     };
     let out: *mut i32 = sums.bytes_mut().as_mut_ptr().cast();
     let _tiles = Tiles::configure();

@@ -10,7 +10,7 @@ use super::softmax::{exp_in_place, largest, scale};
 use super::{Arg, CompileCx, Kernel, Out, RunCx, SharedMut, parallel, parallel_chunks, real};
 
 /// Query rows whose scores are in memory at once.
-const BLOCK: usize = 32;
+const BLOCK: usize = 64;
 
 #[derive(Debug)]
 struct Attention {

@@ -1,6 +1,8 @@
 //! Element-wise ops, alone or fused: a small register program that runs over tiles of the output
 //! small enough for the first-level cache.
 
+mod flat;
+
 use std::fmt::Write as _;
 
 use opt_core::ops::{BinaryOp, Op, UnaryOp};
@@ -9,8 +11,9 @@ use opt_core::{DType, Error, Result};
 use smallvec::SmallVec;
 
 use super::convert::{Cast, Walk, load, store};
-use super::lanes::{Lane, Side, has_binary, has_unary};
+use super::lanes::{Lane, Side, has_unary};
 use super::{Arg, CompileCx, Kernel, Out, RunCx, SharedMut, parallel};
+use flat::{Class, Code, flatten};
 
 /// Elements a tile.
 pub(super) const TILE: usize = 512;
@@ -45,31 +48,6 @@ pub(crate) struct SpecNode {
     pub(crate) operands: SmallVec<[Operand; 3]>,
     /// The dtype of its value.
     pub(crate) dtype: DType,
-}
-
-/// The type that values have in registers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Class {
-    F32,
-    F64,
-    I64,
-}
-
-impl Class {
-    /// The class of a dtype; booleans are 0 and 1 in each.
-    pub(crate) fn of(dtype: DType) -> Result<Option<Class>> {
-        Ok(match dtype {
-            DType::F32 | DType::F16 | DType::BF16 => Some(Class::F32),
-            DType::F64 => Some(Class::F64),
-            DType::I64 | DType::I32 | DType::I8 | DType::U8 => Some(Class::I64),
-            DType::Bool => None,
-            other => {
-                return Err(Error::unsupported(format!(
-                    "element-wise ops on {other}; cast or dequantize first"
-                )));
-            }
-        })
-    }
 }
 
 /// Compiles one element-wise node.
@@ -119,28 +97,27 @@ pub(crate) fn program(spec: &Spec, threads: usize) -> Result<Box<dyn Kernel>> {
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Src {
     Reg(usize),
+    /// An output of the class's own dtype, once it is written.
+    Out(usize),
     /// An input of the class's own dtype that lies as the output does.
     Full(usize),
     /// An input that has one element.
     Scalar(usize),
 }
 
+/// Where an instruction writes to.
 #[derive(Debug, Clone, Copy, PartialEq)]
-enum Code {
-    /// Brings an input into a register: broadcast, converted, or about to be overwritten.
-    Load(usize),
-    Unary(UnaryOp),
-    Binary(BinaryOp),
-    Select,
-    /// 1 where not 0.
-    NonZero,
+enum Target {
+    Reg(usize),
+    /// An output of the class's own dtype.
+    Out(usize),
 }
 
 #[derive(Debug, Clone)]
 struct Instruction {
     code: Code,
     sources: SmallVec<[Src; 3]>,
-    target: usize,
+    target: Target,
 }
 
 #[derive(Debug)]
@@ -157,9 +134,11 @@ struct Program {
     inputs: Vec<Input>,
     code: Vec<Instruction>,
     outputs: Vec<(Src, DType)>,
-    /// The last three are those that scalars are spread into.
+    /// The last one is what a scalar is spread into.
     registers: usize,
     in_place: Vec<(usize, usize)>,
+    /// The inputs that are given up, each with its output.
+    given: Vec<(usize, usize)>,
     threads: usize,
 }
 
@@ -191,14 +170,11 @@ impl Program {
                 walk: Walk::new(shape, &spec.shape),
             })
             .collect();
-        let own = match class {
-            Class::F32 => DType::F32,
-            Class::F64 => DType::F64,
-            Class::I64 => DType::I64,
-        };
+        let own = class.dtype();
+        let flat = flatten(spec, class, |input| inputs[input].walk.is_scalar())?;
         // The position after which an operand's register is free.
         let mut last_use: Vec<(Operand, usize)> = Vec::new();
-        for (i, node) in spec.nodes.iter().enumerate() {
+        for (i, node) in flat.iter().enumerate() {
             for &operand in &node.operands {
                 match last_use.iter_mut().find(|(o, _)| *o == operand) {
                     Some((_, at)) => *at = i,
@@ -212,7 +188,7 @@ impl Program {
         let mut registers = Registers::default();
         let mut code = Vec::new();
         let mut places: Vec<(Operand, Src)> = Vec::new();
-        for (i, node) in spec.nodes.iter().enumerate() {
+        for (i, node) in flat.iter().enumerate() {
             let mut sources = SmallVec::new();
             for &operand in &node.operands {
                 let known = places.iter().find(|(o, _)| *o == operand).map(|(_, s)| *s);
@@ -232,7 +208,7 @@ impl Program {
                             code.push(Instruction {
                                 code: Code::Load(input),
                                 sources: SmallVec::new(),
-                                target,
+                                target: Target::Reg(target),
                             });
                             Src::Reg(target)
                         };
@@ -242,34 +218,20 @@ impl Program {
                 };
                 sources.push(source);
             }
-            let place = match &node.op {
-                Op::Unary(unary) if has_unary(unary.op, class != Class::I64) => {
-                    Some(Code::Unary(unary.op))
-                }
-                Op::Binary(binary) if has_binary(binary.op) => Some(Code::Binary(binary.op)),
-                Op::Where(_) => Some(Code::Select),
-                Op::Cast(_) if node.dtype == DType::Bool => Some(Code::NonZero),
-                // Booleans are numbers already.
-                Op::Cast(_) => None,
-                other => {
-                    let dtype = node.dtype;
-                    return Err(Error::unsupported(format!("{} on {dtype}", other.name())));
-                }
-            };
-            let target = match place {
+            let target = match node.code {
                 // Taken before the operands are released: no instruction writes what it reads.
                 Some(instruction) => {
                     let target = registers.take();
                     code.push(Instruction {
                         code: instruction,
                         sources,
-                        target,
+                        target: Target::Reg(target),
                     });
                     Src::Reg(target)
                 }
                 None => sources[0],
             };
-            places.push((Operand::Node(i), target));
+            places.push((Operand::Node(node.node), target));
             // A register that two operands share is free only after the later one.
             for &(operand, at) in last_use.iter().filter(|(_, at)| *at == i) {
                 let Some(Src::Reg(r)) = places.iter().find(|(o, _)| *o == operand).map(|(_, s)| *s)
@@ -280,7 +242,7 @@ impl Program {
                     *s == Src::Reg(r)
                         && *o != operand
                         && (last_use.iter().any(|(p, later)| p == o && *later > at)
-                            || matches!(o, Operand::Node(n) if spec.outputs.contains(n) || *n == i))
+                            || matches!(o, Operand::Node(n) if spec.outputs.contains(n) || *n == node.node))
                 });
                 if !shared {
                     registers.used[r] = false;
@@ -294,24 +256,23 @@ impl Program {
             let (_, source) = place.ok_or_else(|| Error::invalid("an output is no node"))?;
             outputs.push((*source, spec.nodes[o].dtype));
         }
-        // Each input stands in one pair at most, so that its output is known when it is given
-        // up; so does each output, unless it is the only one, for which any input may go.
+        // A tile of an output is written when all that is read of the inputs' tiles has been.
         let mut in_place: Vec<(usize, usize)> = Vec::new();
         for (i, input) in inputs.iter().enumerate() {
-            let free = outputs.iter().enumerate().find(|&(o, (_, dtype))| {
-                input.walk.is_full()
-                    && input.dtype == *dtype
-                    && (outputs.len() == 1 || in_place.iter().all(|&(_, used)| used != o))
-            });
-            in_place.extend(free.map(|(o, _)| (i, o)));
+            for (o, (_, dtype)) in outputs.iter().enumerate() {
+                let copied = outputs.iter().any(|(source, _)| *source == Src::Full(i));
+                if input.walk.is_full() && input.dtype == *dtype && !copied {
+                    in_place.push((i, o));
+                }
+            }
         }
         let mut name = String::new();
         for (i, node) in spec.nodes.iter().enumerate() {
             let plus = if i == 0 { "" } else { "+" };
             let _ = write!(name, "{plus}{}", node.op.name().to_lowercase());
         }
-        // Three more for the scalars of a `Select`, which has no scalar form.
-        let registers = registers.used.len() + 3;
+        // One more for an output that is a scalar.
+        let registers = registers.used.len() + 1;
         Ok(Program {
             name,
             class,
@@ -321,8 +282,41 @@ impl Program {
             outputs,
             registers,
             in_place,
+            given: Vec::new(),
             threads,
         })
+    }
+
+    /// Lets the instructions that compute outputs write there, and not to a register that is
+    /// copied, where no input that was given up for the output is read then or later.
+    fn write_directly(&mut self) {
+        for o in 0..self.outputs.len() {
+            let (Src::Reg(register), dtype) = self.outputs[o] else {
+                continue;
+            };
+            let writes = |i: &Instruction| i.target == Target::Reg(register);
+            let Some(at) = self.code.iter().rposition(writes) else {
+                continue;
+            };
+            let reads_given = self.code[at..].iter().any(|instruction| {
+                self.given.iter().any(|&(input, output)| {
+                    let loads = instruction.code == Code::Load(input);
+                    output == o && (loads || instruction.sources.contains(&Src::Full(input)))
+                })
+            });
+            if dtype != self.class.dtype() || reads_given {
+                continue;
+            }
+            self.code[at].target = Target::Out(o);
+            let later = self.code[at + 1..].iter_mut();
+            let sources = later.flat_map(|instruction| &mut instruction.sources);
+            let outputs = self.outputs.iter_mut().map(|(source, _)| source);
+            for source in sources.chain(outputs) {
+                if *source == Src::Reg(register) {
+                    *source = Src::Out(o);
+                }
+            }
+        }
     }
 
     fn tasks(&self, threads: usize) -> usize {
@@ -393,13 +387,19 @@ impl Program {
             unsafe_code,
             reason = "registers and outputs are used by one instruction a time"
         )]
-        // SAFETY: this holds for all parts taken below: this task alone has these registers and this range
-        // of the outputs; the target of an instruction is none of its sources (the program is
-        // built so), and what it reads of an output was not written yet in this tile.
+        // SAFETY: this holds for all parts taken below: this task alone has these registers and
+        // this range of the outputs; the target of an instruction is none of its sources, and an
+        // output is written once nothing reads the input given up for it (the program is built
+        // so), and read only by those that come after.
         unsafe {
             let read = |source: Src| -> Side<'_, R> {
                 match source {
                     Src::Reg(r) => Side::Slice(registers.part(r * TILE..r * TILE + len)),
+                    Src::Out(o) => {
+                        let size = size_of::<R>();
+                        let bytes = outs[o].part(start * size..(start + len) * size);
+                        Side::Slice(bytemuck::cast_slice(bytes))
+                    }
                     Src::Scalar(input) => Side::Scalar(scalars[input]),
                     Src::Full(input) => {
                         let bytes = self.source(args, outs, input, start, len);
@@ -408,8 +408,14 @@ impl Program {
                 }
             };
             for instruction in &self.code {
-                let target = instruction.target * TILE;
-                let out = registers.part(target..target + len);
+                let out = match instruction.target {
+                    Target::Reg(r) => registers.part(r * TILE..r * TILE + len),
+                    Target::Out(o) => {
+                        let size = size_of::<R>();
+                        let bytes = outs[o].part(start * size..(start + len) * size);
+                        bytemuck::cast_slice_mut(bytes)
+                    }
+                };
                 match instruction.code {
                     Code::Load(input) => {
                         let Input { dtype, walk } = &self.inputs[input];
@@ -436,6 +442,13 @@ impl Program {
                             out,
                         );
                     }
+                    Code::Product(kind) => {
+                        let [a, b, c] = [0, 1, 2].map(|i| read(instruction.sources[i]));
+                        let Side::Slice(a) = a else {
+                            unreachable!("a scalar is the second factor");
+                        };
+                        R::product(kind, a, b, c, out);
+                    }
                     Code::NonZero => R::binary(
                         BinaryOp::NotEqual,
                         read(instruction.sources[0]),
@@ -443,32 +456,30 @@ impl Program {
                         out,
                     ),
                     Code::Select => {
-                        let mut slices: [&[R]; 3] = [&[]; 3];
-                        for (i, &source) in instruction.sources.iter().enumerate() {
-                            slices[i] = match read(source) {
-                                Side::Slice(x) => x,
-                                Side::Scalar(x) => {
-                                    let at = (self.registers - 3 + i) * TILE;
-                                    let spread = registers.part(at..at + len);
-                                    spread.fill(x);
-                                    spread
+                        let [c, a, b] = [0, 1, 2].map(|i| read(instruction.sources[i]));
+                        match c {
+                            Side::Slice(c) => R::select(c, a, b, out),
+                            Side::Scalar(c) => {
+                                let only = if c == R::default() { b } else { a };
+                                match only {
+                                    Side::Slice(x) => out.copy_from_slice(x),
+                                    Side::Scalar(x) => out.fill(x),
                                 }
-                            };
-                        }
-                        let [c, a, b] = slices;
-                        for (((out, &c), &a), &b) in out.iter_mut().zip(c).zip(a).zip(b) {
-                            *out = if c == R::default() { b } else { a };
+                            }
                         }
                     }
                 }
             }
             for (o, &(source, dtype)) in self.outputs.iter().enumerate() {
+                if source == Src::Out(o) {
+                    continue;
+                }
                 let size = dtype.bits() / 8;
                 let target = outs[o].part(start * size..(start + len) * size);
                 match read(source) {
                     Side::Slice(x) => store(dtype, x, target),
                     Side::Scalar(x) => {
-                        let at = (self.registers - 3) * TILE;
+                        let at = (self.registers - 1) * TILE;
                         let spread = registers.part(at..at + len);
                         spread.fill(x);
                         store(dtype, spread, target);
@@ -497,8 +508,7 @@ impl Program {
         if !args[input].bytes.is_empty() {
             return &args[input].bytes[range];
         }
-        // Every input stands in at most one pair.
-        let pair = self.in_place.iter().find(|(i, _)| *i == input);
+        let pair = self.given.iter().find(|(i, _)| *i == input);
         let (_, output) = *pair.expect("it was given up for an output");
         // SAFETY: passed on.
         unsafe { outs[output].part(range) }
@@ -522,6 +532,11 @@ impl Kernel for Program {
         &self.in_place
     }
 
+    fn give(&mut self, pairs: &[(usize, usize)]) {
+        self.given = pairs.to_vec();
+        self.write_directly();
+    }
+
     fn run(&self, args: &[Arg<'_>], outs: &mut [Out<'_>], cx: &mut RunCx<'_>) -> Result<()> {
         match self.class {
             Class::F32 => self.run_as::<f32>(args, outs, cx),
@@ -530,6 +545,11 @@ impl Kernel for Program {
         }
         Ok(())
     }
+}
+
+/// Whether [`apply`] has a function.
+pub(crate) fn applies(op: UnaryOp) -> bool {
+    has_unary(op, true)
 }
 
 /// Applies functions to a slice, in order; what `matmul` and `conv` do to their outputs.

@@ -2,6 +2,8 @@
 
 use opt_core::ops::{BinaryOp, UnaryOp};
 
+#[cfg(target_arch = "x86_64")]
+use super::divide;
 use super::math;
 
 /// An operand of a binary function: a slice as long as the output, or one value.
@@ -9,6 +11,17 @@ use super::math;
 pub(super) enum Side<'a, R> {
     Slice(&'a [R]),
     Scalar(R),
+}
+
+/// What becomes of a product and a third operand; both steps round.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) enum Product {
+    /// `a b + c`
+    Plus,
+    /// `a b - c`
+    Minus,
+    /// `c - a b`
+    From,
 }
 
 /// A type of registers.
@@ -27,6 +40,33 @@ pub(super) trait Lane:
 
     /// Applies a function of two operands.
     fn binary(op: BinaryOp, a: Side<'_, Self>, b: Side<'_, Self>, out: &mut [Self]);
+
+    /// A product and a third operand.
+    fn product(
+        _kind: Product,
+        _a: &[Self],
+        _b: Side<'_, Self>,
+        _c: Side<'_, Self>,
+        _out: &mut [Self],
+    ) {
+        unreachable!("programs join products of `f32` only");
+    }
+
+    /// `a` where the condition is not 0, `b` elsewhere.
+    fn select(c: &[Self], a: Side<'_, Self>, b: Side<'_, Self>, out: &mut [Self]) {
+        choose(c, a, b, out);
+    }
+}
+
+#[inline(always)]
+fn choose<R: Copy + Default + PartialEq>(c: &[R], a: Side<'_, R>, b: Side<'_, R>, out: &mut [R]) {
+    map3(
+        c,
+        a,
+        b,
+        out,
+        |c, a, b| if c == R::default() { b } else { a },
+    );
 }
 
 macro_rules! conversions {
@@ -145,6 +185,32 @@ fn map2<R: Copy>(a: Side<'_, R>, b: Side<'_, R>, out: &mut [R], f: impl Fn(R, R)
             }
         }
         (Side::Scalar(a), Side::Scalar(b)) => out.fill(f(a, b)),
+    }
+}
+
+#[inline(always)]
+fn map3<R: Copy>(a: &[R], b: Side<'_, R>, c: Side<'_, R>, out: &mut [R], f: impl Fn(R, R, R) -> R) {
+    match (b, c) {
+        (Side::Slice(b), Side::Slice(c)) => {
+            for (((out, &a), &b), &c) in out.iter_mut().zip(a).zip(b).zip(c) {
+                *out = f(a, b, c);
+            }
+        }
+        (Side::Slice(b), Side::Scalar(c)) => {
+            for ((out, &a), &b) in out.iter_mut().zip(a).zip(b) {
+                *out = f(a, b, c);
+            }
+        }
+        (Side::Scalar(b), Side::Slice(c)) => {
+            for ((out, &a), &c) in out.iter_mut().zip(a).zip(c) {
+                *out = f(a, b, c);
+            }
+        }
+        (Side::Scalar(b), Side::Scalar(c)) => {
+            for (out, &a) in out.iter_mut().zip(a) {
+                *out = f(a, b, c);
+            }
+        }
     }
 }
 
@@ -332,14 +398,52 @@ by_isa! {
     fn binary_any(op: BinaryOp, a: Side<'_, f32>, b: Side<'_, f32>, out: &mut [f32]) = |_FMA| binary_f32(op, a, b, out)
 }
 
+by_isa! {
+    fn product_any(
+        kind: Product, a: &[f32], b: Side<'_, f32>, c: Side<'_, f32>, out: &mut [f32]
+    ) = |_FMA| match kind {
+        Product::Plus => map3(a, b, c, out, |a, b, c| a * b + c),
+        Product::Minus => map3(a, b, c, out, |a, b, c| a * b - c),
+        Product::From => map3(a, b, c, out, |a, b, c| c - a * b),
+    }
+}
+
+by_isa! {
+    fn select_any(
+        c: &[f32], a: Side<'_, f32>, b: Side<'_, f32>, out: &mut [f32]
+    ) = |_FMA| choose(c, a, b, out)
+}
+
 impl Lane for f32 {
     conversions!(f32);
 
+    fn product(kind: Product, a: &[f32], b: Side<'_, f32>, c: Side<'_, f32>, out: &mut [f32]) {
+        product_any(kind, a, b, c, out);
+    }
+
+    fn select(c: &[f32], a: Side<'_, f32>, b: Side<'_, f32>, out: &mut [f32]) {
+        select_any(c, a, b, out);
+    }
+
     fn unary(op: UnaryOp, x: &[f32], out: &mut [f32]) {
+        #[cfg(target_arch = "x86_64")]
+        if divide::has() {
+            match op {
+                UnaryOp::Sqrt => return divide::roots(x, out),
+                UnaryOp::Reciprocal => {
+                    return divide::quotients(Side::Scalar(1.0), Side::Slice(x), out);
+                }
+                _ => {}
+            }
+        }
         unary_any(op, x, out);
     }
 
     fn binary(op: BinaryOp, a: Side<'_, f32>, b: Side<'_, f32>, out: &mut [f32]) {
+        #[cfg(target_arch = "x86_64")]
+        if op == BinaryOp::Div && divide::has() {
+            return divide::quotients(a, b, out);
+        }
         binary_any(op, a, b, out);
     }
 }

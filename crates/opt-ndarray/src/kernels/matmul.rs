@@ -6,8 +6,17 @@ use opt_core::{DType, Element, Error, Result};
 
 use super::convert::Walk;
 use super::elementwise;
-use super::gemm::{self, Base, Gemm, Lhs, Mat, PackedRhs, Rhs};
+use super::gemm::{self, Base, Finish, Gemm, Lhs, Mat, PackedRhs, Rhs};
 use super::{Arg, CompileCx, Kernel, Out, RunCx, parallel_chunks};
+
+/// Multiply-adds from which a product of a batch is cut itself.
+const LARGE: usize = 1 << 23;
+
+/// Multiply-adds of a batch from which a second thread is worth its start.
+const PARALLEL: usize = 1 << 20;
+
+/// Multiply-adds that are worth a task of their own.
+const TASK: usize = 1 << 18;
 
 pub(crate) fn compile(op: &ops::MatMul, cx: &CompileCx<'_>) -> Result<Box<dyn Kernel>> {
     let (a, b) = (cx.inputs[0].shape.fixed()?, cx.inputs[1].shape.fixed()?);
@@ -56,7 +65,11 @@ pub(crate) fn compile(op: &ops::MatMul, cx: &CompileCx<'_>) -> Result<Box<dyn Ke
         a_offsets: offsets(&a_batch, m * k),
         b_offsets: offsets(&b_batch, k * n),
         packed,
+        residual: cx.extras.residual,
         epilogue: cx.epilogue.to_vec(),
+        name: cx
+            .extras
+            .name(elementwise::with_epilogue("matmul", cx.epilogue)),
     }))
 }
 
@@ -72,11 +85,21 @@ struct MatMul {
     a_offsets: Vec<usize>,
     b_offsets: Vec<usize>,
     packed: Option<PackedRhs>,
+    /// Whether the last operand is added to the products, before the functions.
+    residual: bool,
     epilogue: Vec<UnaryOp>,
+    name: String,
 }
 
 impl MatMul {
-    fn f32(&self, a: &[f32], b: &[f32], bias: Option<&[f32]>, out: &mut [f32], threads: usize) {
+    fn f32(&self, args: &[Arg<'_>], out: &mut [f32], threads: usize) {
+        let (residual, args) = match args.split_last() {
+            Some((last, rest)) if self.residual => (Some(last.typed::<f32>()), rest),
+            _ => (None, args),
+        };
+        let (a, b) = (args[0].typed::<f32>(), args[1].typed::<f32>());
+        let bias = args.get(2).map(|bias| bias.typed());
+        let size = self.m * self.n;
         let one = |batch: usize, out: &mut [f32], threads: usize| {
             let gemm = Gemm {
                 m: self.m,
@@ -98,16 +121,28 @@ impl MatMul {
                 base: bias.map_or(Base::Zero, Base::Row),
                 threads,
             };
-            gemm.run(out, self.n);
-            if !self.epilogue.is_empty() {
-                parallel_chunks(threads, out, 1 << 14, |_, out| {
-                    elementwise::apply(&self.epilogue, out);
-                });
-            }
+            let finish = Finish {
+                residual: residual.map(|r| &r[batch * size..][..size]),
+                functions: &self.epilogue,
+            };
+            gemm.run_with(finish, out, self.n);
         };
-        let size = self.m * self.n;
-        if self.a_offsets.len() > 1 && gemm::on_tiles(self.m, self.n, self.k) {
-            parallel_chunks(threads, out, size, |batch, out| one(batch, out, 1));
+        let batches = self.a_offsets.len();
+        let each = size.saturating_mul(self.k);
+        // Few large products are each cut into parts, many small ones shared out.
+        let few = batches < 4 * threads && each >= LARGE;
+        if batches > 1 && !few && gemm::on_tiles(self.m, self.n, self.k) {
+            let threads = if each.saturating_mul(batches) < PARALLEL {
+                1
+            } else {
+                threads
+            };
+            let together = (TASK / each.max(1)).clamp(1, batches);
+            parallel_chunks(threads, out, together * size, |chunk, out| {
+                for (i, out) in out.chunks_mut(size.max(1)).enumerate() {
+                    one(chunk * together + i, out, 1);
+                }
+            });
         } else {
             for (batch, out) in out.chunks_mut(size.max(1)).enumerate() {
                 one(batch, out, threads);
@@ -156,21 +191,14 @@ impl MatMul {
 
 impl Kernel for MatMul {
     fn name(&self) -> String {
-        elementwise::with_epilogue("matmul", &self.epilogue)
+        self.name.clone()
     }
 
     fn run(&self, args: &[Arg<'_>], outs: &mut [Out<'_>], cx: &mut RunCx<'_>) -> Result<()> {
         let out = &mut outs[0];
         match (args[0].dtype, args[1].dtype) {
             (DType::F32, _) => {
-                let bias = args.get(2).map(|bias| bias.typed());
-                self.f32(
-                    args[0].typed(),
-                    args[1].typed(),
-                    bias,
-                    out.typed(),
-                    cx.threads,
-                );
+                self.f32(args, out.typed(), cx.threads);
             }
             (DType::F64, _) => self.f64(args[0].typed(), args[1].typed(), out.typed()),
             (DType::I8, DType::I8) => self.integers::<i8, i8>(args, out.typed(), cx.threads),

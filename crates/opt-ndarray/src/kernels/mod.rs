@@ -5,10 +5,14 @@
 
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod amx;
+pub(crate) mod append;
 mod attention;
+pub(crate) mod batch_norm;
 pub(crate) mod conv;
 mod convert;
 mod custom;
+#[cfg(target_arch = "x86_64")]
+mod divide;
 pub(crate) mod elementwise;
 pub(crate) mod gemm;
 mod index;
@@ -17,6 +21,7 @@ mod lanes;
 mod loss;
 mod math;
 mod matmul;
+mod max_rows;
 mod minifloat;
 mod norm;
 mod pool;
@@ -24,11 +29,14 @@ mod quant;
 mod random;
 mod recurrent;
 mod reduce;
+mod row_norm;
 mod scan;
 mod shape;
 mod softmax;
 mod state;
+pub(crate) mod team;
 mod tile;
+pub(crate) mod weight_only;
 mod wide;
 
 pub(crate) use state::Copy;
@@ -71,7 +79,7 @@ impl Out<'_> {
 
 /// What a kernel runs with beside its operands.
 pub(crate) struct RunCx<'a> {
-    /// How many threads it may use; with 1 it must not touch rayon.
+    /// How many threads it may use.
     pub(crate) threads: usize,
     /// As many bytes as [`Kernel::scratch`] asked for, 64-byte aligned, content undefined.
     pub(crate) scratch: &'a mut [u8],
@@ -93,9 +101,73 @@ pub(crate) trait Kernel: Send + Sync + fmt::Debug {
         &[]
     }
 
+    /// Told once, before the first run, which of those pairs are so.
+    fn give(&mut self, _pairs: &[(usize, usize)]) {}
+
     /// Fills the outputs. The result does not depend on `cx.threads`. An input that was given up
     /// for an output in place arrives with empty bytes.
     fn run(&self, args: &[Arg<'_>], outs: &mut [Out<'_>], cx: &mut RunCx<'_>) -> Result<()>;
+}
+
+/// What the compiler moved into a convolution or product beside functions of its result; only in
+/// `f32`. Inputs are the operands, the bias if there is one, scale, offset, mean and variance of the
+/// normalization before and of that after if there is one, the residual if there is one.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub(crate) struct Extras {
+    /// The channels of the first operand are normalized; only for convolutions.
+    pub(crate) before: Option<Normalize>,
+    /// Those of the result (with its bias) are, before anything else; only for convolutions, and
+    /// with a weight that is constant.
+    pub(crate) after: Option<Normalize>,
+    /// The last input, of the output's type, is added to the result (with its bias) before the
+    /// functions.
+    pub(crate) residual: bool,
+    /// `min(max(y, low), high)` of what the functions give.
+    pub(crate) clamp: Option<[f32; 2]>,
+}
+
+/// A batch normalization by constants, and whether a ReLU follows it.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Normalize {
+    pub(crate) epsilon: f64,
+    pub(crate) relu: bool,
+}
+
+impl Extras {
+    /// How many inputs are theirs.
+    pub(crate) fn inputs(&self) -> usize {
+        let norms = usize::from(self.before.is_some()) + usize::from(self.after.is_some());
+        4 * norms + usize::from(self.residual)
+    }
+
+    /// Whether there are none.
+    pub(crate) fn is_empty(&self) -> bool {
+        *self == Extras::default()
+    }
+
+    /// The name of a kernel that does these, too: `conv+add`.
+    pub(crate) fn name(&self, name: String) -> String {
+        let mut parts = name.splitn(2, '+');
+        let mut out = parts.next().unwrap_or_default().to_string();
+        out = match self.before {
+            Some(Normalize { relu: true, .. }) => "norm+relu+".to_string() + &out,
+            Some(_) => "norm+".to_string() + &out,
+            None => out,
+        };
+        if self.after.is_some() {
+            out += "+norm";
+        }
+        if self.residual {
+            out += "+add";
+        }
+        for functions in parts {
+            out = out + "+" + functions;
+        }
+        match self.clamp {
+            Some(_) => out + "+clip",
+            None => out,
+        }
+    }
 }
 
 /// What a family's `compile` works with.
@@ -110,6 +182,8 @@ pub(crate) struct CompileCx<'a> {
     /// only for `conv` and `matmul` on `f32` (and on 16-bit floats, which run on the kernels of
     /// `f32`), which take a bias as their third input too.
     pub(crate) epilogue: &'a [UnaryOp],
+    /// What else happens to the output.
+    pub(crate) extras: Extras,
     /// How many threads will run the kernel.
     pub(crate) threads: usize,
 }
@@ -160,7 +234,10 @@ pub(crate) fn compile(op: &Op, cx: &CompileCx<'_>) -> Result<Box<dyn Kernel>> {
         Op::Conv(op) => conv::compile_conv(op, cx),
         Op::ConvTranspose(op) => conv::compile_conv_transpose(op, cx),
         Op::ConvGradWeight(op) => conv::compile_conv_grad_weight(op, cx),
-        Op::MaxPool(op) => pool::compile_max_pool(op, cx),
+        Op::MaxPool(op) => match max_rows::compile(op, cx)? {
+            Some(kernel) => Ok(kernel),
+            None => pool::compile_max_pool(op, cx),
+        },
         Op::MaxPoolGrad(op) => pool::compile_max_pool_grad(op, cx),
         Op::AvgPool(op) => pool::compile_avg_pool(op, cx),
         Op::AvgPoolGrad(op) => pool::compile_avg_pool_grad(op, cx),
@@ -186,14 +263,13 @@ pub(crate) fn compile(op: &Op, cx: &CompileCx<'_>) -> Result<Box<dyn Kernel>> {
     }
 }
 
-/// Runs `task(0)` to `task(count - 1)`, on several threads if there are several; the caller is
-/// inside the pool to use. With one thread it does not touch rayon.
+/// Runs `task(0)` to `task(count - 1)`, on several threads if there are several: those of the team
+/// that the caller runs as.
 pub(crate) fn parallel(threads: usize, count: usize, task: impl Fn(usize) + Sync) {
     if threads <= 1 || count <= 1 {
         (0..count).for_each(task);
     } else {
-        use rayon::iter::{IndexedParallelIterator, IntoParallelIterator, ParallelIterator};
-        (0..count).into_par_iter().with_max_len(1).for_each(&task);
+        team::fork(threads, count, &task);
     }
 }
 
@@ -205,16 +281,19 @@ pub(crate) fn parallel_chunks<T: Send + Sync>(
     len: usize,
     task: impl Fn(usize, &mut [T]) + Sync,
 ) {
+    let len = len.max(1);
     if threads <= 1 || data.len() <= len {
-        data.chunks_mut(len.max(1))
+        data.chunks_mut(len)
             .enumerate()
             .for_each(|(i, chunk)| task(i, chunk));
     } else {
-        use rayon::iter::{IndexedParallelIterator, ParallelIterator};
-        use rayon::slice::ParallelSliceMut;
-        data.par_chunks_mut(len)
-            .enumerate()
-            .for_each(|(i, chunk)| task(i, chunk));
+        let data = SharedMut::new(data);
+        parallel(threads, data.len().div_ceil(len), |i| {
+            #[expect(unsafe_code, reason = "each task has its own chunk")]
+            // SAFETY: each number is given out once, and the chunks of two do not overlap.
+            let chunk = unsafe { data.part(i * len..data.len().min((i + 1) * len)) };
+            task(i, chunk);
+        });
     }
 }
 

@@ -1,15 +1,18 @@
-//! Batch, layer, group, instance and root-mean-square normalization.
+//! Batch normalization.
 
 use bytemuck::Pod;
 use half::{bf16, f16};
 use opt_core::ops;
 use opt_core::{DType, Element, Error, Result, TensorType};
 
+use super::batch_norm::{Normalize, NormalizeGrad};
+use super::row_norm::normalize_rows;
 use super::wide::{Wide, is_half};
 use super::{Arg, CompileCx, Kernel, Out, RunCx, SharedMut, parallel, parallel_chunks, real};
+use crate::compile::plan::Lowered;
 
 /// What the normalizations need of an element type.
-trait Real:
+pub(super) trait Real:
     Element
     + Pod
     + std::ops::Add<Output = Self>
@@ -43,7 +46,7 @@ reals!(f32, f64);
 
 /// The sum of a function over entries in sixteen running sums: as accurate as pairwise for the
 /// sizes at hand, and the compiler keeps them in registers.
-fn sum_of<T: Real>(x: &[T], f: impl Fn(T) -> T) -> T {
+pub(super) fn sum_of<T: Real>(x: &[T], f: impl Fn(T) -> T) -> T {
     let mut sums = [T::ZERO; 16];
     let chunks = x.chunks_exact(16);
     let rest = chunks.remainder();
@@ -76,14 +79,14 @@ fn sum_of_two<T: Real>(x: &[T], y: &[T], f: impl Fn(T, T) -> T) -> T {
 
 /// `[N, C, inner]`
 #[derive(Debug, Clone, Copy)]
-struct Channels {
+pub(super) struct Channels {
     n: usize,
-    c: usize,
-    inner: usize,
+    pub(super) c: usize,
+    pub(super) inner: usize,
 }
 
 impl Channels {
-    fn new(ty: &TensorType) -> Result<Channels> {
+    pub(super) fn new(ty: &TensorType) -> Result<Channels> {
         let shape = ty.shape.fixed()?;
         Ok(Channels {
             n: shape[0],
@@ -245,12 +248,21 @@ fn real_or_half(ty: &TensorType) -> Result<()> {
     real(ty, "BatchNorm")
 }
 
+/// Whether x and the parameters are `f32`, which has kernels of its own.
+fn is_single(cx: &CompileCx<'_>) -> bool {
+    cx.inputs.iter().all(|ty| ty.dtype == DType::F32)
+}
+
 /// Batch normalization in either mode.
 pub(crate) fn compile_batch_norm(
     op: &ops::BatchNorm,
     cx: &CompileCx<'_>,
 ) -> Result<Box<dyn Kernel>> {
     real_or_half(&cx.inputs[0])?;
+    if op.training && is_single(cx) {
+        let (op, add, relu) = (op.clone(), false, false);
+        return Normalize { op, add, relu }.compile(cx);
+    }
     Ok(Box::new(BatchNorm {
         op: op.clone(),
         channels: Channels::new(&cx.inputs[0])?,
@@ -330,6 +342,9 @@ impl Kernel for BatchNormGrad {
 /// Gradient of batch normalization in training mode.
 pub(crate) fn compile_batch_norm_grad(cx: &CompileCx<'_>) -> Result<Box<dyn Kernel>> {
     real_or_half(&cx.inputs[0])?;
+    if is_single(cx) {
+        return NormalizeGrad::default().compile(cx);
+    }
     Ok(Box::new(BatchNormGrad(Channels::new(&cx.inputs[0])?)))
 }
 
@@ -347,7 +362,22 @@ struct RowNorm {
     parameters: usize,
 }
 
+/// Entries of rows that a thread takes at once.
+const CHUNK: usize = 1 << 12;
+
 impl RowNorm {
+    /// Rows whose parameters differ from entry to entry.
+    fn rows(&self, args: &[Arg<'_>], out: &mut [f32], threads: usize) {
+        let (x, scale) = (args[0].typed::<f32>(), args[1].typed::<f32>());
+        let bias = args.get(2).map(|b| b.typed::<f32>());
+        let threads = if x.len() < 1 << 14 { 1 } else { threads };
+        let count = (CHUNK / self.row).max(1) * self.row;
+        parallel_chunks(threads, out, count, |chunk, out| {
+            let x = &x[chunk * count..][..out.len()];
+            normalize_rows(x, scale, bias, self.centre, self.epsilon as f32, out);
+        });
+    }
+
     fn run_as<T: Real>(&self, args: &[Arg<'_>], out: &mut [T], threads: usize) {
         let (x, scale) = (args[0].typed::<T>(), args[1].typed::<T>());
         let bias = args.get(2).map(|b| b.typed::<T>());
@@ -384,6 +414,9 @@ impl Kernel for RowNorm {
     fn run(&self, args: &[Arg<'_>], outs: &mut [Out<'_>], cx: &mut RunCx<'_>) -> Result<()> {
         match args[0].dtype {
             DType::F64 => self.run_as::<f64>(args, outs[0].typed(), cx.threads),
+            _ if self.inner == 1 && self.parameters == self.row => {
+                self.rows(args, outs[0].typed(), cx.threads);
+            }
             _ => self.run_as::<f32>(args, outs[0].typed(), cx.threads),
         }
         Ok(())

@@ -1,11 +1,14 @@
 //! Max and average pooling and their gradients, on the geometry of the convolutions.
 
+mod halving;
+
 use bytemuck::Pod;
 use opt_core::ops;
 use opt_core::{DType, Element, Error, Result, TensorType};
 
 use super::conv::Geometry;
 use super::{Arg, CompileCx, Kernel, Out, RunCx, parallel_chunks, real};
+use halving::{Halve, Halving};
 
 /// Elements from which a second thread is worth its start.
 const PARALLEL: usize = 1 << 15;
@@ -113,6 +116,7 @@ const TABLE: usize = 1 << 20;
 #[derive(Debug)]
 struct MaxPool {
     images: Images,
+    halving: Option<Halving>,
     table: Vec<(u32, u32)>,
 }
 
@@ -124,13 +128,18 @@ fn beats<T: PartialOrd>(new: T, old: T) -> bool {
 impl MaxPool {
     fn new(x: &TensorType, y: &TensorType, op: &ops::MaxPool) -> Result<MaxPool> {
         let images = Images::new(x, y, &op.kernel, &op.window)?;
+        let halving = Halving::new(&images.geometry);
         let pairs = images.output.saturating_mul(images.geometry.taps());
-        let table = if pairs <= TABLE {
+        let table = if halving.is_none() && pairs <= TABLE {
             images.table()
         } else {
             Vec::new()
         };
-        Ok(MaxPool { images, table })
+        Ok(MaxPool {
+            images,
+            halving,
+            table,
+        })
     }
 
     fn pairs(&self, mut visit: impl FnMut(usize, usize)) {
@@ -143,37 +152,18 @@ impl MaxPool {
         }
     }
 
-    /// Whether windows of 2 x 2 tile the image: the common case.
-    fn is_halving(&self) -> bool {
-        let g = &self.images.geometry;
-        g.kernel == [1, 2, 2]
-            && g.stride == [1, 2, 2]
-            && g.pad == [0; 3]
-            && g.dilation == [1; 3]
-            && g.output[1] * 2 <= g.input[1]
-            && g.output[2] * 2 <= g.input[2]
+    /// The maxima of some channel images.
+    fn images<T: Halve>(&self, x: &[T], y: &mut [T]) {
+        if let Some(halving) = self.halving {
+            return T::maxima(halving, x, y);
+        }
+        let (input, output) = (self.images.input, self.images.output);
+        for (x, y) in x.chunks_exact(input).zip(y.chunks_exact_mut(output)) {
+            self.channel(x, y);
+        }
     }
 
     fn channel<T: Element + PartialOrd>(&self, x: &[T], y: &mut [T]) {
-        if self.is_halving() {
-            let g = &self.images.geometry;
-            let (width, out) = (g.input[2], g.output[2]);
-            for (row, y) in y.chunks_exact_mut(out).enumerate() {
-                let plane = row / g.output[1] * g.input[1] * width;
-                let at = plane + row % g.output[1] * 2 * width;
-                let (top, bottom) = (&x[at..at + 2 * out], &x[at + width..at + width + 2 * out]);
-                for (i, y) in y.iter_mut().enumerate() {
-                    let mut best = top[2 * i];
-                    for v in [top[2 * i + 1], bottom[2 * i], bottom[2 * i + 1]] {
-                        if beats(v, best) {
-                            best = v;
-                        }
-                    }
-                    *y = best;
-                }
-            }
-            return;
-        }
         let mut last = usize::MAX;
         self.pairs(|o, i| {
             if o != last || beats(x[i], y[o]) {
@@ -183,43 +173,16 @@ impl MaxPool {
         });
     }
 
-    /// The gradient of a channel where windows of 2 x 2 tile the image, into zeros.
-    fn halved<T: Element + PartialOrd>(&self, x: &[T], g: &[T], dx: &mut [T]) {
-        let geometry = &self.images.geometry;
-        let (width, out) = (geometry.input[2], geometry.output[2]);
-        let zero = T::from_f64(0.0);
-        for (row, g) in g.chunks_exact(out).enumerate() {
-            let plane = row / geometry.output[1] * geometry.input[1] * width;
-            let at = plane + row % geometry.output[1] * 2 * width;
-            let (top, bottom) = (&x[at..at + 2 * out], &x[at + width..at + width + 2 * out]);
-            let (up, down) = dx[at..at + width + 2 * out].split_at_mut(width);
-            for (i, &g) in g.iter().enumerate() {
-                let (mut best, mut which) = (top[2 * i], 0);
-                let others = [top[2 * i + 1], bottom[2 * i], bottom[2 * i + 1]];
-                for (j, v) in others.into_iter().enumerate() {
-                    if beats(v, best) {
-                        (best, which) = (v, j + 1);
-                    }
-                }
-                let of = |j: usize| if which == j { g } else { zero };
-                (up[2 * i], up[2 * i + 1]) = (of(0), of(1));
-                (down[2 * i], down[2 * i + 1]) = (of(2), of(3));
-            }
-        }
-    }
-
-    fn forward<T: Element + PartialOrd>(&self, x: &[T], y: &mut [T], threads: usize) {
+    fn forward<T: Halve>(&self, x: &[T], y: &mut [T], threads: usize) {
         let (input, output) = (self.images.input, self.images.output);
         let threads = self.images.threads(x.len(), threads);
         let per = channels_a_task(output);
         parallel_chunks(threads, y, output * per, |task, y| {
-            for (c, y) in y.chunks_mut(output).enumerate() {
-                self.channel(&x[(task * per + c) * input..][..input], y);
-            }
+            self.images(&x[task * per * input..][..y.len() / output * input], y);
         });
     }
 
-    fn backward<T: Element + PartialOrd + std::ops::AddAssign>(
+    fn backward<T: Halve + std::ops::AddAssign>(
         &self,
         x: &[T],
         g: &[T],
@@ -230,30 +193,35 @@ impl MaxPool {
         let threads = self.images.threads(x.len(), threads);
         let per = channels_a_task(input);
         parallel_chunks(threads, dx, input * per, |task, dx| {
-            for (c, dx) in dx.chunks_mut(input).enumerate() {
-                let x = &x[(task * per + c) * input..][..input];
-                let g = &g[(task * per + c) * output..][..output];
-                dx.fill(T::from_f64(0.0));
-                if self.is_halving() {
-                    self.halved(x, g, dx);
-                    continue;
-                }
-                let (mut last, mut best) = (usize::MAX, 0);
-                self.pairs(|o, i| {
-                    if o != last {
-                        if last != usize::MAX {
-                            dx[best] += g[last];
-                        }
-                        (last, best) = (o, i);
-                    } else if beats(x[i], x[best]) {
-                        best = i;
-                    }
-                });
+            let channels = dx.len() / input;
+            let x = &x[task * per * input..][..channels * input];
+            let g = &g[task * per * output..][..channels * output];
+            if let Some(halving) = self.halving {
+                return T::gradient(halving, x, g, dx);
+            }
+            for (c, dx) in dx.chunks_exact_mut(input).enumerate() {
+                let (x, g) = (&x[c * input..][..input], &g[c * output..][..output]);
+                self.channel_gradient(x, g, dx);
+            }
+        });
+    }
+
+    fn channel_gradient<T: Halve + std::ops::AddAssign>(&self, x: &[T], g: &[T], dx: &mut [T]) {
+        dx.fill(T::from_f64(0.0));
+        let (mut last, mut best) = (usize::MAX, 0);
+        self.pairs(|o, i| {
+            if o != last {
                 if last != usize::MAX {
                     dx[best] += g[last];
                 }
+                (last, best) = (o, i);
+            } else if beats(x[i], x[best]) {
+                best = i;
             }
         });
+        if last != usize::MAX {
+            dx[best] += g[last];
+        }
     }
 }
 

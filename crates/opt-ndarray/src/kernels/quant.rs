@@ -6,6 +6,8 @@ use opt_core::{DType, Error, Result, TensorType};
 
 use super::{Arg, CompileCx, Kernel, Out, RunCx, minifloat, parallel_chunks, real};
 
+pub(super) mod lines;
+
 /// Which scale an entry has: entry `i` has number
 /// `i / outer_step * rows + i / inner % size / block * inner + i % inner`, simplified to the
 /// cases per tensor, per channel and blocked.
@@ -154,12 +156,14 @@ impl Kernel for Quantize {
             }
             return Ok(());
         }
-        let (low, high) = (self.low, self.high);
-        let threads = if x.len() < 1 << 14 { 1 } else { cx.threads };
-        parallel_chunks(threads, outs[0].bytes, inner, |run, out| {
-            let (scale, zero) = (scale[run % size], zeros.at(run % size));
-            for (byte, &x) in out.iter_mut().zip(&x[run * inner..]) {
-                *byte = grid_point(x, scale, zero, low, high) as u8;
+        let range = (self.low, self.high);
+        let threads = if x.len() < lines::TASK { 1 } else { cx.threads };
+        let task = lines::task(size, inner);
+        parallel_chunks(threads, outs[0].bytes, task, |i, out| {
+            let runs = lines::runs(i * task, out.len(), size, inner);
+            for (k, run) in runs {
+                let x = &x[i * task + run.start..][..run.len()];
+                lines::quantize(x, scale[k], zeros.at(k), range, &mut out[run]);
             }
         });
         Ok(())
@@ -197,7 +201,7 @@ impl Kernel for Dequantize {
         "dequantize".to_string()
     }
 
-    fn run(&self, args: &[Arg<'_>], outs: &mut [Out<'_>], _: &mut RunCx<'_>) -> Result<()> {
+    fn run(&self, args: &[Arg<'_>], outs: &mut [Out<'_>], cx: &mut RunCx<'_>) -> Result<()> {
         let (q, zeros) = (Ints::of(&args[0]), Ints::zeros(args));
         let level = |i: usize, k: usize| q.at(i).wrapping_sub(zeros.at(k));
         if outs[0].dtype == DType::F64 {
@@ -206,6 +210,18 @@ impl Kernel for Dequantize {
                 let k = self.grid.at(i);
                 *y = f64::from(level(i, k)) * scale[k];
             }
+        } else if matches!(args[0].dtype, DType::I8 | DType::U8) && self.grid.block.is_none() {
+            let (Grid { size, inner, .. }, scale) = (self.grid, args[1].typed::<f32>());
+            let (x, flip) = (args[0].bytes, args[0].dtype == DType::I8);
+            let threads = if x.len() < lines::TASK { 1 } else { cx.threads };
+            let task = lines::task(size, inner);
+            parallel_chunks(threads, outs[0].typed::<f32>(), task, |i, out| {
+                let runs = lines::runs(i * task, out.len(), size, inner);
+                for (k, run) in runs {
+                    let x = &x[i * task + run.start..][..run.len()];
+                    lines::dequantize(x, flip, scale[k], zeros.at(k), &mut out[run]);
+                }
+            });
         } else {
             let scale = args[1].typed::<f32>();
             for (i, y) in outs[0].typed::<f32>().iter_mut().enumerate() {
@@ -299,12 +315,15 @@ pub(crate) fn compile_fake_quantize(
 #[derive(Debug)]
 struct DynamicQuantize {
     threads: usize,
+    /// Tasks of [`lines::TASK`] elements.
+    tasks: usize,
 }
 
 pub(crate) fn compile_dynamic_quantize(cx: &CompileCx<'_>) -> Result<Box<dyn Kernel>> {
     f32_only(&cx.inputs[0], "dynamic quantization")?;
     Ok(Box::new(DynamicQuantize {
         threads: cx.threads,
+        tasks: cx.inputs[0].shape.len()?.div_ceil(lines::TASK),
     }))
 }
 
@@ -313,13 +332,23 @@ impl Kernel for DynamicQuantize {
         "dynamic_quantize".into()
     }
 
-    fn run(&self, args: &[Arg<'_>], outs: &mut [Out<'_>], _: &mut RunCx<'_>) -> Result<()> {
+    fn scratch(&self) -> usize {
+        self.tasks * size_of::<[f32; 2]>()
+    }
+
+    fn run(&self, args: &[Arg<'_>], outs: &mut [Out<'_>], cx: &mut RunCx<'_>) -> Result<()> {
         let x: &[f32] = args[0].typed();
+        let scratch = &mut cx.scratch[..self.scratch()];
+        let ranges: &mut [[f32; 2]] = bytemuck::cast_slice_mut(scratch);
+        parallel_chunks(self.threads, ranges, 1, |task, range| {
+            let start = task * lines::TASK;
+            range[0] = lines::range(&x[start..x.len().min(start + lines::TASK)]);
+        });
         // The grid has to hold 0 exactly. NaN compares false and so does not count.
         let (mut low, mut high) = (0f32, 0f32);
-        for &v in x {
-            low = if v < low { v } else { low };
-            high = if v > high { v } else { high };
+        for &[least, most] in &*ranges {
+            low = if least < low { least } else { low };
+            high = if most > high { most } else { high };
         }
         let spread = (high - low) / 255.0;
         let scale = if spread > 0.0 { spread } else { 1.0 };
@@ -329,11 +358,9 @@ impl Kernel for DynamicQuantize {
         };
         scale_out.typed::<f32>()[0] = scale;
         zero_out.bytes[0] = zero as u8;
-        parallel_chunks(self.threads, q.bytes, 1 << 14, |chunk, out| {
-            let part = &x[chunk << 14..];
-            for (o, &v) in out.iter_mut().zip(part) {
-                *o = grid_point(v, scale, zero, 0, 255) as u8;
-            }
+        parallel_chunks(self.threads, q.bytes, lines::TASK, |task, out| {
+            let x = &x[task * lines::TASK..][..out.len()];
+            lines::quantize(x, scale, zero, (0, 255), out);
         });
         Ok(())
     }

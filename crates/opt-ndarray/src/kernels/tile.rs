@@ -63,6 +63,7 @@ pub(super) fn panel(isa: Isa, n: usize) -> usize {
 pub(super) struct Tile {
     pub(super) k: usize,
     pub(super) a: *const f32,
+    /// Between rows of `a`; 1 where they are packed.
     pub(super) a_row: usize,
     pub(super) a_col: usize,
     /// Rows of `vectors * lanes` readable entries, `b_row` apart.
@@ -72,38 +73,37 @@ pub(super) struct Tile {
     pub(super) out_row: usize,
     /// Columns of `out` to write.
     pub(super) cols: usize,
-    pub(super) init: Init,
+    /// Entries that the product is added to, in rows of a distance.
+    pub(super) base: Option<(*const f32, usize)>,
+    pub(super) bias: Bias,
 }
 
-/// What a tile's product is added to.
+/// A bias that a tile's product is added to.
 #[derive(Clone, Copy)]
-pub(super) enum Init {
-    Zero,
-    Out,
+pub(super) enum Bias {
+    None,
+    /// An entry a column.
     Row(*const f32),
+    /// An entry a row.
     Column(*const f32),
 }
 
-/// A tile function with the number of rows as a constant, so that the sums stay in registers.
-macro_rules! by_rows {
-    ($rows:expr, $f:ident, $tile:expr, $nv:tt) => {
-        match $rows {
-            // Few rows give few independent sums: several entries of k at once hide the latency.
-            1 => $f::<1, $nv, 4>($tile),
-            2 => $f::<2, $nv, 2>($tile),
-            3 => $f::<3, $nv, 2>($tile),
-            4 => $f::<4, $nv, 1>($tile),
-            5 => $f::<5, $nv, 1>($tile),
-            6 => $f::<6, $nv, 1>($tile),
-            7 => $f::<7, $nv, 1>($tile),
-            8 => $f::<8, $nv, 1>($tile),
-            9 => $f::<9, $nv, 1>($tile),
-            10 => $f::<10, $nv, 1>($tile),
-            11 => $f::<11, $nv, 1>($tile),
-            12 => $f::<12, $nv, 1>($tile),
-            rows => unreachable!("a tile of {rows} rows"),
-        }
-    };
+/// Vectors side by side in the widest tile of so many rows of an instruction set: with few rows
+/// there are registers for more, and longer runs of `b` are read at once.
+pub(super) fn wide(isa: Isa, rows: usize) -> usize {
+    match (isa, rows) {
+        #[cfg(target_arch = "x86_64")]
+        (Isa::Avx512, 1) => 16,
+        #[cfg(target_arch = "x86_64")]
+        (Isa::Avx512, 2) => 8,
+        #[cfg(target_arch = "x86_64")]
+        (Isa::Avx512, 3 | 4) => 4,
+        #[cfg(target_arch = "x86_64")]
+        (Isa::Avx2, 1) => 8,
+        #[cfg(target_arch = "x86_64")]
+        (Isa::Avx2, 2) => 4,
+        _ => 2,
+    }
 }
 
 /// The tile function of an instruction set, from its vector operations.
@@ -111,11 +111,26 @@ macro_rules! tile_kernel {
     ($name:ident, $features:literal, $lanes:literal, $vec:ty, $zero:expr, $load:ident,
      $fma:ident, $splat:ident, $add:ident, $mask:ident, $load_mask:ident, $store_mask:ident) => {
         /// # Safety
-        /// The processor has the features, and the pointers of the tile are valid for its sizes.
+        /// The processor has the features, and the pointers of the tile are valid for its sizes;
+        /// `a_row` is 1 if `PACKED`.
         #[target_feature(enable = $features)]
-        unsafe fn $name<const ROWS: usize, const NV: usize, const UNROLL: usize>(t: Tile) {
+        unsafe fn $name<
+            const ROWS: usize,
+            const NV: usize,
+            const UNROLL: usize,
+            const PACKED: bool,
+        >(
+            t: Tile,
+        ) {
             let zero: $vec = $zero;
+            let a_row = if PACKED { 1 } else { t.a_row };
             let mut sums = [[[zero; NV]; ROWS]; UNROLL];
+            for r in 0..ROWS {
+                for v in 0..NV {
+                    let out = t.out.wrapping_add(r * t.out_row + v * $lanes);
+                    _mm_prefetch::<_MM_HINT_T0>(out.cast());
+                }
+            }
             // SAFETY: the caller vouches for `k` rows of `b` and `ROWS` rows of `a`.
             unsafe {
                 let (mut a, mut b) = (t.a, t.b);
@@ -125,8 +140,17 @@ macro_rules! tile_kernel {
                         for v in 0..NV {
                             columns[v] = $load(b.add(v * $lanes));
                         }
+                        if PACKED {
+                            let ahead = a.wrapping_add(PREFETCH * t.a_col);
+                            _mm_prefetch::<_MM_HINT_T0>(ahead.cast());
+                        }
+                        // Few rows wait for `b`, whose rows may be pages apart.
+                        for v in 0..if NV > 2 { NV } else { 0 } {
+                            let ahead = b.wrapping_add(ROWS_AHEAD * t.b_row + v * $lanes);
+                            _mm_prefetch::<_MM_HINT_T0>(ahead.cast());
+                        }
                         for r in 0..ROWS {
-                            let x = $splat(*a.add(r * t.a_row));
+                            let x = $splat(*a.add(r * a_row));
                             for v in 0..NV {
                                 sums[u][r][v] = $fma(x, columns[v], sums[u][r][v]);
                             }
@@ -141,7 +165,7 @@ macro_rules! tile_kernel {
                         columns[v] = $load(b.add(v * $lanes));
                     }
                     for r in 0..ROWS {
-                        let x = $splat(*a.add(r * t.a_row));
+                        let x = $splat(*a.add(r * a_row));
                         for v in 0..NV {
                             sums[0][r][v] = $fma(x, columns[v], sums[0][r][v]);
                         }
@@ -157,21 +181,46 @@ macro_rules! tile_kernel {
                     }
                 }
             }
+            let sums = &mut sums[0];
+            let mut masks = [$mask(0); NV];
             for v in 0..NV {
-                let mask = $mask(t.cols.saturating_sub(v * $lanes).min($lanes));
-                for r in 0..ROWS {
-                    // SAFETY: masked to the tile's columns, which the caller vouches for.
-                    unsafe {
-                        let out = t.out.add(r * t.out_row).wrapping_add(v * $lanes);
-                        let sum = match t.init {
-                            Init::Zero => sums[0][r][v],
-                            Init::Out => $add(sums[0][r][v], $load_mask(out, mask)),
-                            Init::Row(p) => {
-                                $add(sums[0][r][v], $load_mask(p.wrapping_add(v * $lanes), mask))
+                masks[v] = $mask(t.cols.saturating_sub(v * $lanes).min($lanes));
+            }
+            // Each loop is short enough to be unrolled whole. One that is not keeps the sums in
+            // memory, from where every multiplication above would then fetch them.
+            // SAFETY: masked to the tile's columns, which the caller vouches for.
+            unsafe {
+                if let Some((base, row)) = t.base {
+                    for r in 0..ROWS {
+                        for v in 0..NV {
+                            let p = base.wrapping_add(r * row + v * $lanes);
+                            sums[r][v] = $add(sums[r][v], $load_mask(p, masks[v]));
+                        }
+                    }
+                }
+                match t.bias {
+                    Bias::None => {}
+                    Bias::Row(p) => {
+                        for v in 0..NV {
+                            let x = $load_mask(p.wrapping_add(v * $lanes), masks[v]);
+                            for r in 0..ROWS {
+                                sums[r][v] = $add(sums[r][v], x);
                             }
-                            Init::Column(p) => $add(sums[0][r][v], $splat(*p.add(r))),
-                        };
-                        $store_mask(out, mask, sum);
+                        }
+                    }
+                    Bias::Column(p) => {
+                        for r in 0..ROWS {
+                            let x = $splat(*p.add(r));
+                            for v in 0..NV {
+                                sums[r][v] = $add(sums[r][v], x);
+                            }
+                        }
+                    }
+                }
+                for r in 0..ROWS {
+                    for v in 0..NV {
+                        let out = t.out.wrapping_add(r * t.out_row + v * $lanes);
+                        $store_mask(out, masks[v], sums[r][v]);
                     }
                 }
             }
@@ -183,7 +232,28 @@ macro_rules! tile_kernel {
 pub(super) mod x86 {
     use std::arch::x86_64::*;
 
-    use super::{Init, Tile};
+    use super::{Bias, Tile};
+
+    /// Steps of `k` that packed rows are fetched ahead.
+    const PREFETCH: usize = 16;
+
+    /// Rows of a wide panel that are fetched ahead.
+    const ROWS_AHEAD: usize = 4;
+
+    /// A tile function with the number of rows as a constant, so that the sums stay in registers.
+    macro_rules! by_rows {
+        ($rows:expr, $f:ident, $tile:expr, $nv:tt, $packed:tt, [$($large:literal)*]) => {
+            match $rows {
+                // Few rows give few independent sums: several entries of k at once hide the
+                // latency.
+                1 => $f::<1, $nv, 4, $packed>($tile),
+                2 => $f::<2, $nv, 2, $packed>($tile),
+                3 => $f::<3, $nv, 2, $packed>($tile),
+                $($large => $f::<$large, $nv, 1, $packed>($tile),)*
+                rows => unreachable!("a tile of {rows} rows"),
+            }
+        };
+    }
 
     #[target_feature(enable = "avx512f")]
     fn mask512(n: usize) -> __mmask16 {
@@ -276,36 +346,54 @@ pub(super) mod x86 {
     );
 
     /// # Safety
-    /// As [`tile512`].
+    /// As [`tile512`]; `vectors` is at most 2 or what [`super::wide`] says.
     pub(super) unsafe fn avx512(rows: usize, vectors: usize, t: Tile) {
         // SAFETY: passed on.
         unsafe {
-            match vectors {
-                1 => by_rows!(rows, tile512, t, 1),
-                _ => by_rows!(rows, tile512, t, 2),
+            match (vectors, t.a_row == 1) {
+                (1, false) => by_rows!(rows, tile512, t, 1, false, [4 5 6 7 8 9 10 11 12]),
+                (1, true) => by_rows!(rows, tile512, t, 1, true, [4 5 6 7 8 9 10 11 12]),
+                (2, false) => by_rows!(rows, tile512, t, 2, false, [4 5 6 7 8 9 10 11 12]),
+                (2, true) => by_rows!(rows, tile512, t, 2, true, [4 5 6 7 8 9 10 11 12]),
+                _ => match (rows, vectors) {
+                    (1, 16) => tile512::<1, 16, 1, false>(t),
+                    (2, 8) => tile512::<2, 8, 1, false>(t),
+                    (3, 4) => tile512::<3, 4, 1, false>(t),
+                    (4, 4) => tile512::<4, 4, 1, false>(t),
+                    _ => unreachable!("a tile of {rows} rows and {vectors} vectors"),
+                },
             }
         }
     }
 
     /// # Safety
-    /// As [`tile256`].
+    /// As [`tile256`]; `vectors` is at most 2 or what [`super::wide`] says.
     pub(super) unsafe fn avx2(rows: usize, vectors: usize, t: Tile) {
         // The 16 registers hold the sums of six rows.
         for start in (0..rows).step_by(6) {
             let part = Tile {
                 a: t.a.wrapping_add(start * t.a_row),
                 out: t.out.wrapping_add(start * t.out_row),
-                init: match t.init {
-                    Init::Column(p) => Init::Column(p.wrapping_add(start)),
+                base: t.base.map(|(p, row)| (p.wrapping_add(start * row), row)),
+                bias: match t.bias {
+                    Bias::Column(p) => Bias::Column(p.wrapping_add(start)),
                     other => other,
                 },
                 ..t
             };
+            let rows = (rows - start).min(6);
             // SAFETY: passed on.
             unsafe {
-                match vectors {
-                    1 => by_rows!((rows - start).min(6), tile256, part, 1),
-                    _ => by_rows!((rows - start).min(6), tile256, part, 2),
+                match (vectors, part.a_row == 1) {
+                    (1, false) => by_rows!(rows, tile256, part, 1, false, [4 5 6]),
+                    (1, true) => by_rows!(rows, tile256, part, 1, true, [4 5 6]),
+                    (2, false) => by_rows!(rows, tile256, part, 2, false, [4 5 6]),
+                    (2, true) => by_rows!(rows, tile256, part, 2, true, [4 5 6]),
+                    _ => match (rows, vectors) {
+                        (1, 8) => tile256::<1, 8, 1, false>(part),
+                        (2, 4) => tile256::<2, 4, 1, false>(part),
+                        _ => unreachable!("a tile of {rows} rows and {vectors} vectors"),
+                    },
                 }
             }
         }
@@ -328,21 +416,21 @@ unsafe fn portable(rows: usize, vectors: usize, t: Tile) {
                 }
             }
             for (j, &sum) in sums.iter().enumerate().take(t.cols) {
-                let out = t.out.add(r * t.out_row + j);
-                *out = sum
-                    + match t.init {
-                        Init::Zero => 0.0,
-                        Init::Out => *out,
-                        Init::Row(p) => *p.add(j),
-                        Init::Column(p) => *p.add(r),
-                    };
+                let base = t.base.map_or(0.0, |(p, row)| *p.add(r * row + j));
+                let bias = match t.bias {
+                    Bias::None => 0.0,
+                    Bias::Row(p) => *p.add(j),
+                    Bias::Column(p) => *p.add(r),
+                };
+                *t.out.add(r * t.out_row + j) = sum + base + bias;
             }
         }
     }
 }
 
 /// # Safety
-/// The pointers of the tile are valid for its sizes; `isa` comes from [`Isa::get`].
+/// The pointers of the tile are valid for its sizes; `isa` comes from [`Isa::get`]; `vectors` is
+/// at most 2 or what [`wide`] says.
 pub(super) unsafe fn tile(isa: Isa, rows: usize, vectors: usize, t: Tile) {
     // SAFETY: passed on.
     unsafe {

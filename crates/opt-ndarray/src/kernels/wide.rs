@@ -109,6 +109,7 @@ pub(super) fn compile_widened(op: &Op, cx: &CompileCx<'_>) -> Result<Box<dyn Ker
             outputs: &outputs,
             constants: &constants,
             epilogue: cx.epilogue,
+            extras: cx.extras,
             threads: cx.threads,
         },
     )?;

@@ -8,10 +8,11 @@ use opt_core::{CompileSpec, DType, Executable, Graph, GraphBuilder, Tensor, Tens
 use proptest::prelude::*;
 
 use crate::compile;
+use crate::kernels::team::Team;
 use crate::session::CpuExecutable;
 
 /// Runs a graph once, fused or not.
-fn run(graph: &Graph, inputs: &[Tensor], threads: usize, fusion: bool) -> Vec<Tensor> {
+pub(super) fn run(graph: &Graph, inputs: &[Tensor], threads: usize, fusion: bool) -> Vec<Tensor> {
     let plan = compile::compile_with(
         graph,
         &CompileSpec::new(),
@@ -20,13 +21,9 @@ fn run(graph: &Graph, inputs: &[Tensor], threads: usize, fusion: bool) -> Vec<Te
         crate::IntPath::Auto,
     )
     .unwrap();
-    let pool = rayon::ThreadPoolBuilder::new()
-        .num_threads(threads)
-        .build()
-        .unwrap();
     let exe = CpuExecutable {
         plan: Arc::new(plan),
-        pool: Some(Arc::new(pool)),
+        team: Some(Team::new(threads).unwrap()),
     };
     let mut session = exe.session().unwrap();
     // The second run finds what the first has left in the buffers.
@@ -34,13 +31,20 @@ fn run(graph: &Graph, inputs: &[Tensor], threads: usize, fusion: bool) -> Vec<Te
     session.run(inputs).unwrap()
 }
 
-fn noise(shape: &[usize], seed: u64) -> Tensor {
+/// Numbers between -1 and 1.
+pub(super) fn noise(shape: &[usize], seed: u64) -> Tensor {
     let stream = Philox::new(seed);
     let len: usize = shape.iter().product();
     let data: Vec<f32> = (0..len)
         .map(|i| stream.uniform(0, i as u64) as f32 * 2.0 - 1.0)
         .collect();
     Tensor::new(shape, data).unwrap()
+}
+
+/// The kernels of a graph.
+pub(super) fn steps(graph: &Graph) -> Vec<String> {
+    let plan = compile::compile(graph, &CompileSpec::new(), 1, crate::IntPath::Auto).unwrap();
+    plan.infos().into_iter().map(|s| s.kernel).collect()
 }
 
 /// A graph of random nodes, from a list of numbers.
@@ -106,9 +110,7 @@ fn bias_and_activation_become_part_of_the_convolution() {
         let y = b.mul_scalar(y, 2.0).unwrap();
         b.output("y", y).unwrap();
         let graph = b.finish().unwrap();
-        let plan = compile::compile(&graph, &CompileSpec::new(), 1, crate::IntPath::Auto).unwrap();
-        let steps: Vec<String> = plan.infos().into_iter().map(|s| s.kernel).collect();
-        assert_eq!(steps, ["conv+relu", "mul"]);
+        assert_eq!(steps(&graph), ["conv+relu", "mul"]);
         let x = noise(&[2, 4, 6, 6], 3);
         let fused = run(&graph, std::slice::from_ref(&x), 1, true);
         let plain = run(&graph, &[x], 1, false);

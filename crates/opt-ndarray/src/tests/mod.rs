@@ -1,9 +1,13 @@
 //! Whole graphs: variables, assignments, errors, fusion, threads.
 
+mod batch_norm;
+mod conv_fusion;
 mod fusion;
 mod half;
 mod kernels;
 mod profile;
+mod quantized;
+mod updates;
 
 use opt_core::{Backend, CompileSpec, DType, ErrorKind, GraphBuilder, Tensor, TensorType};
 

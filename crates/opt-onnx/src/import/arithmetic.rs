@@ -254,7 +254,9 @@ pub(super) fn in_range(value: &SizeExpr, dtype: DType) -> bool {
 }
 
 pub(super) fn cast(x: &Items, to: DType) -> Option<Items> {
-    if to.is_storage() && !to.is_int() {
+    // Floats that only store numbers are none to compute with, and weights stay as they are stored.
+    let weight = x.dtype.is_storage() && x.items.len() > 16;
+    if weight || (to.is_storage() && !to.is_int()) {
         return None;
     }
     let items: Option<Vec<Item>> = x

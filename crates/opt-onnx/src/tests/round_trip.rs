@@ -128,3 +128,38 @@ fn large_tensors_lie_in_a_file_of_their_own() {
     let again = Importer::new().load(&path).unwrap();
     assert_eq!(text(&graph), text(&again));
 }
+
+/// Each narrow type, as `raw_data` and as `int32_data` have it.
+#[test]
+fn tensors_of_few_bits_are_read_from_both_fields() {
+    use crate::proto::TensorProto;
+    use opt_core::{DType, Tensor};
+    use prost::Message;
+    for dtype in DType::ALL.into_iter().filter(|d| d.is_storage()) {
+        for len in [0usize, 1, 3, 4, 5, 9] {
+            let mask = (1u16 << dtype.bits()) - 1;
+            let codes: Vec<u8> = (0..len as u16).map(|i| ((i * 11) & mask) as u8).collect();
+            let tensor = Tensor::from_codes(dtype, [len], &codes).unwrap();
+            let header = crate::tensor::header("t", &tensor).unwrap();
+            let raw = TensorProto {
+                raw_data: Some(tensor.bytes().unwrap().to_vec().into()),
+                ..header.clone()
+            };
+            // Types of 2 and 4 bits fill bytes; those of 6 bits have a field each.
+            let fields = match dtype.bits() {
+                2 | 4 => tensor.bytes().unwrap().to_vec(),
+                _ => codes.clone(),
+            };
+            let ints = TensorProto {
+                int32_data: fields.into_iter().map(i32::from).collect(),
+                ..header
+            };
+            for proto in [raw, ints] {
+                let (name, read) = crate::read_tensor(&proto.encode_to_vec()).unwrap();
+                assert_eq!(name, "t");
+                assert_eq!(read.dtype(), dtype);
+                assert_eq!(read.codes().unwrap(), codes, "{dtype} {len}");
+            }
+        }
+    }
+}

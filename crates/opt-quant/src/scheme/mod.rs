@@ -237,6 +237,14 @@ impl Scheme {
         self.symmetric
     }
 
+    /// Whether what is quantized has zero points: integers on a grid whose zero is not 0.
+    pub fn has_zero_points(&self) -> bool {
+        match self.format {
+            Format::Int(_) => !self.symmetric || self.grid().is_ok_and(|(low, _)| low >= 0),
+            _ => false,
+        }
+    }
+
     /// The dtype of the stored codes; those of [`Format::Nf4`] are the numbers of its levels.
     pub const fn dtype(&self) -> DType {
         match self.format {

@@ -1,6 +1,7 @@
 //! Element-wise functions, choice and conversion.
 
 use opt_core::ops::{BinaryOp, UnaryOp};
+use opt_core::tensor::MiniFloat;
 use opt_core::{DType, Error, Op, Result};
 use tch::{Kind, Tensor};
 
@@ -284,6 +285,11 @@ pub(super) fn to(x: &Tensor, kind: Kind) -> Result<Tensor> {
 }
 
 fn cast(from: DType, dtype: DType) -> Result<Kernel> {
+    if MiniFloat::of(dtype).is_some() {
+        return Err(Error::unsupported(format!(
+            "a cast to {dtype} on the libtorch backend"
+        )));
+    }
     let target = kind(dtype)?;
     Ok(match dtype {
         DType::Bool => Kernel::one("ne", |x| aten!("ne.Scalar", x[0], 0i64)),
@@ -295,7 +301,7 @@ fn cast(from: DType, dtype: DType) -> Result<Kernel> {
                 DType::I8 => (-128, 127),
                 _ => (0, 255),
             };
-            if from.is_float() {
+            if from.is_float() || MiniFloat::of(from).is_some() {
                 Kernel::one("cast", move |x| saturated(x[0], target, low, high))
             } else if holds(dtype, from) {
                 Kernel::one("cast", move |x| to(x[0], target))
@@ -316,6 +322,7 @@ fn holds(wide: DType, narrow: DType) -> bool {
         (wide, narrow),
         (DType::I64, _) | (DType::I32, DType::I32 | DType::I8 | DType::U8 | DType::Bool)
     ) || wide == narrow
+        || (narrow.is_packed() && wide == DType::I32)
 }
 
 /// Bounds within what the type that is clamped can say.
@@ -323,6 +330,8 @@ fn bounds(from: DType, low: i64, high: i64) -> (i64, i64) {
     match from {
         DType::I8 => (low.max(-128), high.min(127)),
         DType::U8 => (low.max(0), high.min(255)),
+        // Held in bytes, whose numbers the bounds have to be.
+        packed if packed.is_packed() => (low.max(-8), high.min(15)),
         _ => (low, high),
     }
 }

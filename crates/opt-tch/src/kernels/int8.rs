@@ -23,6 +23,7 @@ fn reach(dtype: DType, zero: Option<f64>) -> i64 {
         (DType::I8, Some(0.0)) => 128,
         (DType::I4, Some(0.0)) => 8,
         (DType::I4 | DType::U4, _) => 15,
+        (DType::I2 | DType::U2, _) => 3,
         _ => 255,
     }
 }

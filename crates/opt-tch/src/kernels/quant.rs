@@ -1,7 +1,8 @@
 //! Quantize, dequantize and fake-quantize, in float.
 
-use opt_core::Result;
 use opt_core::ops::{Dequantize, FakeQuantize, Quantize};
+use opt_core::tensor::MiniFloat;
+use opt_core::{Error, Result};
 use smallvec::smallvec;
 use tch::{Kind, Tensor};
 
@@ -55,11 +56,20 @@ impl Grid {
 
 pub(super) fn compile_quantize(op: &Quantize, cx: &CompileCx<'_>) -> Result<Kernel> {
     let grid = Grid::new(&cx.shape(0)?, op.axis, op.block)?;
+    if MiniFloat::of(op.dtype).is_some() {
+        return Err(Error::unsupported(format!(
+            "quantization to {} on the libtorch backend",
+            op.dtype
+        )));
+    }
     let (low, high) = op.dtype.int_range()?;
     let target = kind(op.dtype)?;
     Ok(Kernel::one("quantize", move |x| {
         let scale = grid.spread(x[1])?;
-        let zero = to(&grid.spread(x[2])?, x[0].kind())?;
+        let zero = match x.get(2) {
+            Some(zero) => to(&grid.spread(zero)?, x[0].kind())?,
+            None => aten!("new_zeros", x[0], &[] as &[i64])?,
+        };
         quantized(x[0], &scale, &zero, low, high, target)
     }))
 }
@@ -85,9 +95,14 @@ fn quantized(
 pub(super) fn compile_dequantize(op: &Dequantize, cx: &CompileCx<'_>) -> Result<Kernel> {
     let grid = Grid::new(&cx.shape(0)?, op.axis, op.block)?;
     Ok(Kernel::one("dequantize", move |x| {
-        let wide = to(x[0], Kind::Int)?;
-        let zero = to(&grid.spread(x[2])?, Kind::Int)?;
-        let steps = to(&aten!("sub.Tensor", &wide, &zero)?, x[1].kind())?;
+        let steps = match x.get(2) {
+            Some(zero) => {
+                let wide = to(x[0], Kind::Int)?;
+                let zero = to(&grid.spread(zero)?, Kind::Int)?;
+                to(&aten!("sub.Tensor", &wide, &zero)?, x[1].kind())?
+            }
+            None => to(x[0], x[1].kind())?,
+        };
         aten!("mul.Tensor", &steps, &grid.spread(x[1])?)
     }))
 }

@@ -2,17 +2,19 @@
 
 use std::arch::x86_64::{
     __m512, __m512i, _MM_FROUND_NO_EXC, _MM_FROUND_TO_NEAREST_INT, _mm_mask_storeu_epi8,
-    _mm256_mask_storeu_epi8, _mm256_maskz_compress_epi8, _mm512_add_epi32, _mm512_adds_epi16,
-    _mm512_castsi512_si256, _mm512_cvt_roundps_epi32, _mm512_cvtepi32_epi8, _mm512_cvtepi32_ps,
-    _mm512_extracti64x4_epi64, _mm512_loadu_ps, _mm512_loadu_si512, _mm512_mask_storeu_ps,
-    _mm512_maskz_compress_ps, _mm512_max_ps, _mm512_min_ps, _mm512_mul_ps, _mm512_packs_epi16,
-    _mm512_packs_epi32, _mm512_packus_epi16, _mm512_permutexvar_epi32, _mm512_set1_epi16,
-    _mm512_set1_epi32, _mm512_set1_ps, _mm512_setr_epi32, _mm512_setzero_ps,
+    _mm256_mask_storeu_epi8, _mm256_maskz_compress_epi8, _mm512_add_epi32, _mm512_add_ps,
+    _mm512_adds_epi16, _mm512_castsi512_si256, _mm512_cvt_roundps_epi32, _mm512_cvtepi32_epi8,
+    _mm512_cvtepi32_ps, _mm512_extracti64x4_epi64, _mm512_loadu_ps, _mm512_loadu_si512,
+    _mm512_mask_storeu_epi32, _mm512_mask_storeu_ps, _mm512_maskz_compress_epi32,
+    _mm512_maskz_compress_ps, _mm512_max_epi8, _mm512_max_epu8, _mm512_max_ps, _mm512_min_ps,
+    _mm512_mul_ps, _mm512_packs_epi16, _mm512_packs_epi32, _mm512_packus_epi16,
+    _mm512_permutexvar_epi32, _mm512_set1_epi8, _mm512_set1_epi16, _mm512_set1_epi32,
+    _mm512_set1_ps, _mm512_setr_epi32, _mm512_setzero_ps,
 };
 
 use super::super::SharedMut;
 use super::super::int8::Finish;
-use super::{ROWS, TILE};
+use super::{ROW, ROWS, TILE};
 
 /// Four tiles of sums as [`super::Block::run`] writes them, and what becomes of them.
 pub(super) struct Sums<'a> {
@@ -22,6 +24,8 @@ pub(super) struct Sums<'a> {
     pub(super) start: &'a [i32],
     /// The scales, one an output of the two tiles.
     pub(super) multiplier: &'a [f32],
+    /// What is added to dequantized sums, one an output of the two tiles.
+    pub(super) offset: Option<&'a [f32]>,
 }
 
 /// Where the sums of a block go: row `r` starts at element `first + r * pitch`.
@@ -57,21 +61,6 @@ pub(super) fn lowest(n: usize) -> u32 {
     if n >= 32 { u32::MAX } else { (1 << n) - 1 }
 }
 
-/// Sixteen sums and what is added, scaled.
-///
-/// # Safety
-/// `sums` points to 16 numbers.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi2")]
-unsafe fn scaled(sums: *const i32, start: __m512i, multiplier: __m512) -> __m512 {
-    // SAFETY: as the caller vouches.
-    let sums = unsafe { _mm512_loadu_si512(sums.cast()) };
-    _mm512_mul_ps(
-        _mm512_cvtepi32_ps(_mm512_add_epi32(sums, start)),
-        multiplier,
-    )
-}
-
 /// Writes the lanes of a mask.
 ///
 /// # Safety
@@ -100,6 +89,7 @@ unsafe fn put(finish: &Finish, scaled: __m512, mask: u16, to: *mut u8) {
             // SAFETY: as the caller vouches.
             unsafe { _mm512_mask_storeu_ps(to.cast(), mask, scaled) };
         }
+        Finish::Sums => unreachable!("sums are not scaled"),
     }
 }
 
@@ -107,8 +97,9 @@ unsafe fn put(finish: &Finish, scaled: __m512, mask: u16, to: *mut u8) {
 #[derive(Clone, Copy)]
 struct Grid {
     zero: __m512i,
-    /// The range, relative to the zero point.
-    low: __m512,
+    /// The lowest byte.
+    low: __m512i,
+    /// The highest byte, relative to the zero point.
     high: __m512,
     signed: bool,
 }
@@ -119,7 +110,7 @@ impl Grid {
     fn new(zero: i32, low: i32, high: i32) -> Grid {
         Grid {
             zero: _mm512_set1_epi16(zero as i16),
-            low: _mm512_set1_ps((low - zero) as f32),
+            low: _mm512_set1_epi8(low as i8),
             high: _mm512_set1_ps((high - zero) as f32),
             signed: high <= i32::from(i8::MAX),
         }
@@ -130,17 +121,16 @@ impl Grid {
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi2")]
     fn bytes(&self, rows: [__m512; 4]) -> __m512i {
         let round = |row| {
-            let row = _mm512_min_ps(_mm512_max_ps(row, self.low), self.high);
-            _mm512_cvt_roundps_epi32::<NEAREST>(row)
+            // What is too low becomes the lowest integer, and saturates from there on.
+            _mm512_cvt_roundps_epi32::<NEAREST>(_mm512_min_ps(row, self.high))
         };
         let [a, b, c, d] = rows;
         let upper = _mm512_adds_epi16(_mm512_packs_epi32(round(a), round(b)), self.zero);
         let lower = _mm512_adds_epi16(_mm512_packs_epi32(round(c), round(d)), self.zero);
-        // The range is clamped already, so that packing with the type's sign loses nothing.
         let bytes = if self.signed {
-            _mm512_packs_epi16(upper, lower)
+            _mm512_max_epi8(_mm512_packs_epi16(upper, lower), self.low)
         } else {
-            _mm512_packus_epi16(upper, lower)
+            _mm512_max_epu8(_mm512_packus_epi16(upper, lower), self.low)
         };
         // Packing goes by 128-bit lanes.
         let order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
@@ -183,20 +173,25 @@ impl Sums<'_> {
                 scale[j] = _mm512_loadu_ps(scales[j * ROWS..].as_ptr());
             }
         }
-        // The scaled sums of a row's left or right half.
-        let half = |row: usize, side: usize| {
-            let (sums, start, scale) = if CHANNELS {
-                (
-                    self.at(side, row / ROWS, row % ROWS),
-                    _mm512_set1_epi32(starts[row]),
-                    _mm512_set1_ps(scales[row]),
-                )
+        // The sums of a row's left or right half, with what is added.
+        let whole = |row: usize, side: usize| {
+            let (sums, start) = if CHANNELS {
+                let sums = self.at(side, row / ROWS, row % ROWS);
+                (sums, _mm512_set1_epi32(starts[row]))
             } else {
-                let sums = self.at(row / ROWS, side, row % ROWS);
-                (sums, start[side], scale[side])
+                (self.at(row / ROWS, side, row % ROWS), start[side])
             };
             // SAFETY: a row of one of the four tiles.
-            unsafe { scaled(sums, start, scale) }
+            _mm512_add_epi32(unsafe { _mm512_loadu_si512(sums.cast()) }, start)
+        };
+        // The same, scaled.
+        let half = |row: usize, side: usize| {
+            let scale = if CHANNELS {
+                _mm512_set1_ps(scales[row])
+            } else {
+                scale[side]
+            };
+            _mm512_mul_ps(_mm512_cvtepi32_ps(whole(row, side)), scale)
         };
         let mut done = 0;
         if let Finish::Requantize { zero, low, high } = *self.finish
@@ -226,6 +221,43 @@ impl Sums<'_> {
                 }
             }
         }
+        if let Finish::Dequantize { relu } = *self.finish
+            && !gaps
+            && rows > 0
+        {
+            done = rows;
+            let masks = [lowest(len) as u16, (lowest(len) >> ROWS) as u16];
+            let mut offsets = [_mm512_setzero_ps(); 2];
+            if let (Some(offset), false) = (self.offset, CHANNELS) {
+                let offset = &offset[..2 * ROWS];
+                for (j, to) in offsets.iter_mut().enumerate() {
+                    // SAFETY: 16 numbers each.
+                    *to = unsafe { _mm512_loadu_ps(offset[j * ROWS..].as_ptr()) };
+                }
+            }
+            let (first, pitch) = (target.rows(rows, len), 4 * target.pitch);
+            let sides = if len > ROWS { 2 } else { 1 };
+            for row in 0..rows {
+                for side in 0..sides {
+                    let mut scaled = half(row, side);
+                    if let Some(offset) = self.offset {
+                        let offset = if CHANNELS {
+                            _mm512_set1_ps(offset[row])
+                        } else {
+                            offsets[side]
+                        };
+                        scaled = _mm512_add_ps(scaled, offset);
+                    }
+                    // The second operand where the first is a NaN.
+                    if relu {
+                        scaled = _mm512_max_ps(scaled, _mm512_setzero_ps());
+                    }
+                    let to = first.wrapping_add(row * pitch + side * ROW);
+                    // SAFETY: `rows` has found room for the lanes of the mask in all rows.
+                    unsafe { _mm512_mask_storeu_ps(to.cast(), masks[side], scaled) };
+                }
+            }
+        }
         let (finish, left) = (self.finish.clone(), columns as u16);
         for row in done..rows {
             for (side, skip) in [(0, 0), (1, left.count_ones() as usize)] {
@@ -234,11 +266,27 @@ impl Sums<'_> {
                 if count == 0 {
                     continue;
                 }
+                let to = target.row(row, skip, count);
+                if let Finish::Sums = finish {
+                    let sums = _mm512_maskz_compress_epi32(mask, whole(row, side));
+                    // SAFETY: `row` has found room for the lanes.
+                    unsafe { _mm512_mask_storeu_epi32(to.cast(), lowest(count) as u16, sums) };
+                    continue;
+                }
                 let mut scaled = half(row, side);
+                if let Some(offset) = self.offset {
+                    let offset = if CHANNELS {
+                        _mm512_set1_ps(offset[row])
+                    } else {
+                        let offset = &offset[side * ROWS..][..ROWS];
+                        // SAFETY: 16 numbers.
+                        unsafe { _mm512_loadu_ps(offset.as_ptr()) }
+                    };
+                    scaled = _mm512_add_ps(scaled, offset);
+                }
                 if gaps {
                     scaled = _mm512_maskz_compress_ps(mask, scaled);
                 }
-                let to = target.row(row, skip, count);
                 // SAFETY: `row` has found room for the lanes.
                 unsafe { put(&finish, scaled, lowest(count) as u16, to) };
             }

@@ -7,9 +7,14 @@
 //! and a tile is 16 neighbouring `q`. Those `q` that lie beyond the end of an output row are
 //! computed and not stored.
 
+use std::cell::RefCell;
+
 use super::super::conv::Geometry;
 use super::super::{SharedMut, lanes, parallel};
 use super::ROW;
+
+/// Bytes that a task lays out at least.
+const TASK: usize = 1 << 14;
 
 /// Pixels of a block: two tiles.
 pub(super) const PIXELS: usize = 32;
@@ -118,45 +123,75 @@ impl Image {
 
     /// Lays an image out, with `zero` around it.
     pub(super) fn lay_out(&self, x: &[u8], zero: u8, threads: usize, out: &mut [u8]) {
+        thread_local!(static ROW: RefCell<Vec<u32>> = const { RefCell::new(Vec::new()) });
         let count = self.groups * self.quads;
+        let height = self.plane / (self.width * 4).max(1) * self.geometry.stride[1];
+        let per = (TASK / (self.width * self.geometry.stride[2] * 4).max(1)).max(1);
         let shared = SharedMut::new(&mut out[..count * self.pitch]);
-        parallel(threads, count, |i| {
-            #[expect(unsafe_code, reason = "tasks write disjoint parts")]
-            // SAFETY: each quad has its own part.
-            let out = unsafe { shared.part(i * self.pitch..(i + 1) * self.pitch) };
-            self.quad(x, i / self.quads, i % self.quads, zero, out);
+        parallel(threads, (count * height).div_ceil(per), |task| {
+            ROW.with_borrow_mut(|wide| {
+                for row in task * per..(count * height).min((task + 1) * per) {
+                    self.row(x, row / height, row % height, zero, wide, &shared);
+                }
+            });
         });
     }
 
-    fn quad(&self, x: &[u8], group: usize, quad: usize, zero: u8, out: &mut [u8]) {
+    /// Lays out the row `y`, counted with the padding, of the quad `i` of all groups.
+    fn row(
+        &self,
+        x: &[u8],
+        i: usize,
+        y: usize,
+        zero: u8,
+        wide: &mut Vec<u32>,
+        out: &SharedMut<'_, u8>,
+    ) {
         let g = &self.geometry;
         let (height, width) = (g.input[1], g.input[2]);
+        let (pad, stride) = (g.pad[2], g.stride[2]);
+        let (group, quad) = (i / self.quads, i % self.quads);
         let first = group * self.channels + quad * 4;
         let count = (self.channels - quad * 4).min(4);
-        out.fill(zero);
-        for y in 0..height {
-            let row = |c: usize| {
-                // Bytes of missing channels meet weights of zero.
+        let rows = y.checked_sub(g.pad[1]).filter(|&y| y < height).map(|y| {
+            // Bytes of missing channels meet weights of zero.
+            [0, 1, 2, 3].map(|c: usize| {
                 let channel = first + c.min(count - 1);
                 &x[(channel * height + y) * width..][..width]
+            })
+        });
+        if let (Some(rows), true) = (rows, stride > 1) {
+            // One more than there are, so that pairs are whole.
+            wide.resize(width + 1, 0);
+            interleave(rows, bytemuck::cast_slice_mut(&mut wide[..width]));
+        }
+        for (slot, &(py, px)) in self.phases.iter().enumerate() {
+            if y % g.stride[1] != py {
+                continue;
+            }
+            let start = i * self.pitch + slot * self.plane + y / g.stride[1] * self.width * 4;
+            #[expect(unsafe_code, reason = "tasks write disjoint parts")]
+            // SAFETY: each row of each plane belongs to one row of the image.
+            let out = unsafe { out.part(start..start + self.width * 4) };
+            let Some(rows) = rows else {
+                out.fill(zero);
+                continue;
             };
-            let rows = [row(0), row(1), row(2), row(3)];
-            let at = y + g.pad[1];
-            for (slot, &(py, px)) in self.phases.iter().enumerate() {
-                if at % g.stride[1] != py {
-                    continue;
-                }
-                let start = slot * self.plane + at / g.stride[1] * self.width * 4;
-                let target = &mut out[start..start + self.width * 4];
-                if g.stride[2] == 1 {
-                    interleave(rows, &mut target[g.pad[2] * 4..][..width * 4]);
-                    continue;
-                }
-                let skip = (px + g.stride[2] - g.pad[2] % g.stride[2]) % g.stride[2];
-                for i in (skip..width).step_by(g.stride[2]) {
-                    let pixel = (i + g.pad[2]) / g.stride[2];
-                    for c in 0..4 {
-                        target[pixel * 4 + c] = rows[c][i];
+            // The first of the row's pixels in this phase, and its place.
+            let skip = (px + stride - pad % stride) % stride;
+            let place = (skip + pad) / stride;
+            let len = width.saturating_sub(skip).div_ceil(stride);
+            let (left, rest) = out.split_at_mut(place.min(self.width) * 4);
+            let (pixels, right) = rest.split_at_mut(len * 4);
+            left.fill(zero);
+            right.fill(zero);
+            match stride {
+                1 => interleave(rows, pixels),
+                2 => halve(&wide[skip.min(width)..], pixels),
+                _ => {
+                    let wide = wide.iter().skip(skip).step_by(stride);
+                    for (to, &quad) in pixels.chunks_exact_mut(4).zip(wide) {
+                        to.copy_from_slice(&quad.to_ne_bytes());
                     }
                 }
             }
@@ -170,6 +205,15 @@ lanes::by_isa! {
         let [a, b, c, d] = rows;
         for ((((to, &a), &b), &c), &d) in out.chunks_exact_mut(4).zip(a).zip(b).zip(c).zip(d) {
             to.copy_from_slice(&u32::from_le_bytes([a, b, c, d]).to_le_bytes());
+        }
+    }
+}
+
+lanes::by_isa! {
+    /// Every second quad.
+    fn halve(quads: &[u32], out: &mut [u8]) = |_FMA| {
+        for (to, [quad, _]) in out.chunks_exact_mut(4).zip(quads.as_chunks::<2>().0) {
+            to.copy_from_slice(&quad.to_ne_bytes());
         }
     }
 }

@@ -7,42 +7,20 @@
 //! pixels stays in the first-level cache while the weights of 32 outputs after the other pass by.
 
 use std::cell::RefCell;
-use std::ops::Range;
 use std::ptr::null;
 
 use opt_core::{DType, Result};
 
 use super::super::conv::Geometry;
-use super::super::int8::{Finish, Layer};
+use super::super::elementwise;
+use super::super::int8::Layer;
+use super::super::int8::affine::{Affine, Scales};
 use super::super::{Arg, Kernel, Out, RunCx, SharedMut, parallel};
 use super::finish::{Sums, Target, lowest};
-use super::image::{Image, PIXELS};
-use super::{Activations, Block, Lines, Product, ROW, ROWS, TILE, Tiles};
-
-/// Outputs, and rows or pixels, of a block of sums.
-const BLOCK: usize = 2 * ROWS;
-
-/// Steps of 64 bytes for which the block of activations (2 KiB a step) stays in the first-level
-/// cache; longer sums go to memory in between.
-const STEPS: usize = 16;
-
-/// Bytes of weights that stay in the second-level cache while activations pass by.
-const WEIGHTS: usize = 1 << 20;
-
-/// Blocks of sums that a task keeps between the parts of a long sum.
-const KEPT: usize = 32;
-
-/// Multiply-adds from which a second thread is worth its start.
-const PARALLEL: usize = 1 << 23;
-
-/// Where the activations are read.
-#[derive(Debug)]
-enum Source {
-    /// Rows of bytes; straight from memory where `direct`, except for the last rows.
-    Rows { count: usize, direct: bool },
-    /// Pixels of an image; straight from it where each step reads quads of one tap.
-    Pixels { image: Box<Image>, direct: bool },
-}
+use super::image::Image;
+use super::source::{Place, Source};
+use super::tasks::{Task, Tasks, share};
+use super::{Activations, BLOCK, Block, Lines, Product, ROW, ROWS, STEPS, TILE, Tiles};
 
 /// A layer, packed.
 #[derive(Debug)]
@@ -52,19 +30,13 @@ pub(crate) struct AmxLayer {
     product: Product,
     /// Steps of 64 bytes of a sum.
     steps: usize,
+    /// Parts that a sum is cut into.
+    parts: usize,
     /// Blocks of outputs of a group.
     blocks: usize,
     /// For each group, block and step two tiles.
     weight: Lines,
-    /// Offsets of the steps in packed tiles, there and back.
-    packed: Vec<usize>,
-    /// Offsets of the steps in the activations where they are read directly, there and back.
-    direct: Vec<usize>,
-    /// What is added to the sums, one an output, padded to blocks:
-    /// `bias - zero * sum(weight)`.
-    start: Vec<i32>,
-    /// One an output, padded to blocks.
-    multiplier: Vec<f32>,
+    affine: Affine,
 }
 
 /// What a thread works with.
@@ -75,15 +47,6 @@ struct Work {
     sums: Lines,
     /// Two blocks of sums: one to finish, one that the unit is working on.
     stage: Lines,
-}
-
-/// A part of a layer that one thread computes.
-struct Task {
-    group: usize,
-    /// Blocks of rows or pixels.
-    activations: Range<usize>,
-    /// Blocks of outputs.
-    outputs: Range<usize>,
 }
 
 impl AmxLayer {
@@ -105,7 +68,7 @@ impl AmxLayer {
     ///
     /// # Panics
     /// If the processor has no AMX.
-    pub(crate) fn new(layer: Layer, rows: usize) -> AmxLayer {
+    pub(crate) fn new(mut layer: Layer, rows: usize) -> AmxLayer {
         assert!(super::available(), "the processor has no AMX");
         let taps = layer.taps();
         let quads = layer.inputs.div_ceil(4);
@@ -117,8 +80,6 @@ impl AmxLayer {
             .map(|g| Box::new(Image::new(g, layer.groups, layer.inputs)));
         let mut weight = Lines::new();
         weight.reserve(layer.groups * blocks * steps * 2 * TILE);
-        let mut start = vec![0i32; layer.groups * blocks * BLOCK];
-        let mut multiplier = vec![0f32; layer.groups * blocks * BLOCK];
         let bytes = weight.bytes_mut();
         for channel in 0..layer.groups * layer.outputs {
             let (group, o) = (channel / layer.outputs, channel % layer.outputs);
@@ -136,103 +97,79 @@ impl AmxLayer {
                 };
                 bytes[tile * TILE + at] = w as u8;
             }
-            let sum = source
-                .iter()
-                .fold(0i32, |s, &w| s.wrapping_add(i32::from(w)));
-            let slot = block * BLOCK + o % BLOCK;
-            let first = layer.bias[channel].wrapping_sub(layer.zero.wrapping_mul(sum));
-            start[slot] = first;
-            multiplier[slot] = layer.multiplier[channel];
         }
+        let affine = Affine::new(&layer, BLOCK, 0);
+        layer.weight = Vec::new();
         let product = match (layer.dtype == DType::I8, image.is_some()) {
             (false, false) => Product::UnsignedLeft,
             (true, false) => Product::SignedLeft,
             (false, true) => Product::UnsignedRight,
             (true, true) => Product::SignedRight,
         };
-        let (source, direct) = match image {
-            None => {
-                let direct =
-                    layer.inputs > 0 && layer.inputs.is_multiple_of(ROW) && spread(layer.inputs);
-                let source = Source::Rows {
-                    count: rows,
-                    direct,
-                };
-                (source, there_and_back((0..steps).map(|s| s * ROW)))
-            }
-            Some(image) => {
-                let direct = layer.inputs.is_multiple_of(ROW) && taps > 0;
-                let offsets = there_and_back(image.offsets.iter().step_by(ROWS).copied());
-                (Source::Pixels { image, direct }, offsets)
-            }
+        let source = match image {
+            None => Source::rows(&layer, rows, steps),
+            Some(image) => Source::pixels(&layer, image, steps),
         };
         AmxLayer {
-            packed: there_and_back((0..steps).map(|s| s * 2 * TILE)),
             layer,
             source,
             product,
             steps,
+            parts: steps.div_ceil(STEPS),
             blocks,
             weight,
-            direct,
-            start,
-            multiplier,
+            affine,
         }
     }
 
-    /// Blocks of rows or pixels.
-    fn activations(&self) -> usize {
-        match &self.source {
-            Source::Rows { count, .. } => count.div_ceil(BLOCK),
-            Source::Pixels { image, .. } => image.tiles.len().div_ceil(2),
-        }
-    }
-
-    /// The tasks of an image, or of all rows, for a number of threads.
-    fn tasks(&self, threads: usize) -> (usize, impl Fn(usize) -> Task + Sync) {
-        let acts = self.activations();
-        let work = acts * self.blocks * self.steps * 4 * TILE * ROWS * self.layer.groups;
-        let pieces = if threads <= 1 || work < PARALLEL {
-            1
-        } else {
-            2 * threads
-        };
-        let fitting = WEIGHTS / (self.steps * 2 * TILE);
-        let fitting = fitting.clamp(1, KEPT);
-        let parts = self.blocks.div_ceil(fitting);
-        let halves = pieces.div_ceil(parts * self.layer.groups).min(acts).max(1);
-        let parts = parts.max(pieces.div_ceil(halves * self.layer.groups).min(self.blocks));
-        let blocks = self.blocks;
-        let task = move |i: usize| Task {
-            group: i / (parts * halves),
-            activations: share(acts, halves, i % halves),
-            outputs: share(blocks, parts, i / halves % parts),
-        };
-        (self.layer.groups * parts * halves, task)
-    }
-
-    /// Bytes of an output element.
-    fn size(&self) -> usize {
-        match self.layer.finish {
-            Finish::Requantize { .. } => 1,
-            Finish::Dequantize { .. } => 4,
-        }
+    fn tasks(&self, threads: usize) -> Tasks {
+        let (groups, acts) = (self.layer.groups, self.source.blocks());
+        Tasks::new(groups, acts, self.blocks, self.steps, threads)
     }
 
     /// Computes the outputs of an image, or of all rows: `x` is laid out, `out` as it will be.
-    fn compute(&self, x: &[u8], out: &mut [u8], threads: usize) {
+    fn compute(&self, x: &[u8], scales: Scales<'_>, out: &mut [u8], threads: usize) {
         thread_local!(static WORK: RefCell<Work> = const {
             RefCell::new(Work { pack: Lines::new(), sums: Lines::new(), stage: Lines::new() })
         });
         let out = SharedMut::new(out);
-        let (count, task) = self.tasks(threads);
-        parallel(threads, count, |i| {
-            WORK.with_borrow_mut(|work| self.task(x, &out, &task(i), work));
+        let tasks = self.tasks(threads);
+        parallel(threads, tasks.count(), |i| {
+            let task = tasks.at(i);
+            WORK.with_borrow_mut(|work| self.task(x, scales, &out, &task, work));
+            self.epilogue(&out, &task);
         });
     }
 
-    fn task(&self, x: &[u8], out: &SharedMut<'_, u8>, task: &Task, work: &mut Work) {
-        let parts = self.steps.div_ceil(STEPS);
+    /// Applies the functions that follow to the rows of a task.
+    fn epilogue(&self, out: &SharedMut<'_, u8>, task: &Task) {
+        let Place::Rows { count, .. } = self.source.place else {
+            return;
+        };
+        if self.layer.epilogue.is_empty() {
+            return;
+        }
+        let from = task.group * self.layer.outputs;
+        let first = from + task.outputs.start * BLOCK;
+        let end = from + self.layer.outputs.min(task.outputs.end * BLOCK);
+        let width = self.layer.groups * self.layer.outputs;
+        for row in task.activations.start * BLOCK..count.min(task.activations.end * BLOCK) {
+            let bytes = 4 * (row * width + first)..4 * (row * width + end);
+            // SAFETY: tasks have rows and outputs of their own.
+            let part = unsafe { out.part(bytes) };
+            elementwise::apply(&self.layer.epilogue, bytemuck::cast_slice_mut(part));
+        }
+    }
+
+    fn task(
+        &self,
+        x: &[u8],
+        scales: Scales<'_>,
+        out: &SharedMut<'_, u8>,
+        task: &Task,
+        work: &mut Work,
+    ) {
+        let parts = self.parts;
         work.pack.reserve(self.steps * 2 * TILE);
         work.stage.reserve(2 * 4 * TILE);
         if parts > 1 {
@@ -244,16 +181,23 @@ impl AmxLayer {
         let mut waiting = None;
         let tiles = Tiles::configure();
         for a in task.activations.clone() {
-            let (activation, pair) = self.activation(x, task.group, a, &mut work.pack);
+            let (activation, pair) = self.source.activation(x, task.group, a, &mut work.pack);
             for part in 0..parts {
                 let steps = share(self.steps, parts, part);
                 for o in task.outputs.clone() {
-                    let block = task.group * self.blocks + o;
-                    // There and back, so that the activations read last are the first again.
-                    let back = (o - task.outputs.start) % 2 == 1;
-                    let first = if back { steps.end - 1 } else { steps.start };
-                    let weights = (block * self.steps + first) * 2 * TILE;
-                    let offsets = if back {
+                    let (weights, advance) = self.weights(task, part, o);
+                    // The first to pass by fetches what comes next; then all are in the cache.
+                    let next = if o + 1 < task.outputs.end {
+                        (part, o + 1)
+                    } else {
+                        (part + 1, task.outputs.start)
+                    };
+                    let (ahead, ahead_advance) = if a == task.activations.start && next.0 < parts {
+                        self.weights(task, next.0, next.1)
+                    } else {
+                        (null(), 0)
+                    };
+                    let offsets = if advance < 0 {
                         &activation.offsets
                             [2 * self.steps - steps.end..2 * self.steps - steps.start]
                     } else {
@@ -261,21 +205,22 @@ impl AmxLayer {
                     };
                     let outputs = self.layer.outputs - o * BLOCK > ROWS;
                     let sums = kept.wrapping_add((o - task.outputs.start) * 4 * TILE);
-                    let advance = 2 * TILE as isize;
                     let block = Block {
                         product: self.product,
                         activations: Activations {
                             offsets,
                             ..activation
                         },
-                        weights: self.weight.bytes()[weights..].as_ptr(),
-                        advance: if back { -advance } else { advance },
+                        weights,
+                        advance,
                         pairs: (pair, outputs),
                         start: if part == 0 {
                             null()
                         } else {
                             sums.cast_const().cast()
                         },
+                        ahead,
+                        ahead_advance,
                     };
                     let last = part + 1 == parts;
                     let target = if last {
@@ -292,7 +237,7 @@ impl AmxLayer {
                     // The block before is finished while the unit works on this one.
                     if let Some((a, o, sums)) = waiting.replace((a, o, target.cast_const().cast()))
                     {
-                        self.finish(out, task.group, a, o, sums);
+                        self.finish(out, scales, task.group, a, o, sums);
                     }
                     turn = 1 - turn;
                 }
@@ -300,71 +245,28 @@ impl AmxLayer {
         }
         drop(tiles);
         if let Some((a, o, sums)) = waiting {
-            self.finish(out, task.group, a, o, sums);
+            self.finish(out, scales, task.group, a, o, sums);
         }
     }
 
-    /// The tiles of a block of activations, and whether there are two a step.
-    fn activation<'a>(
-        &'a self,
-        x: &[u8],
-        group: usize,
-        block: usize,
-        pack: &mut Lines,
-    ) -> (Activations<'a>, bool) {
-        match &self.source {
-            Source::Rows { count, direct } => {
-                let width = self.layer.inputs;
-                let rows = block * BLOCK..(*count).min((block + 1) * BLOCK);
-                let x = &x[rows.start * width..rows.end * width];
-                if *direct && rows.len() == BLOCK {
-                    let operand = Activations {
-                        base: x.as_ptr(),
-                        offsets: &self.direct,
-                        second: ROWS * width,
-                        stride: width,
-                    };
-                    return (operand, true);
-                }
-                for (r, row) in x.chunks_exact(width.max(1)).enumerate() {
-                    copy_row(row, &mut pack.bytes_mut()[r * ROW..]);
-                }
-                (self.tiles(pack), rows.len() > ROWS)
-            }
-            Source::Pixels { image, direct } => {
-                let start = group * image.quads * image.pitch + block * PIXELS * 4;
-                let pair = block * 2 + 1 < image.tiles.len();
-                let reach = (image.quads * image.pitch).max(1) + PIXELS * 4;
-                assert!(start + reach <= x.len(), "the image is too short");
-                let x = &x[start..];
-                if *direct {
-                    let operand = Activations {
-                        base: x.as_ptr(),
-                        offsets: &self.direct,
-                        second: ROW,
-                        stride: image.pitch,
-                    };
-                    return (operand, pair);
-                }
-                copy_pixels(x, &image.offsets, pack.bytes_mut());
-                (self.tiles(pack), pair)
-            }
-        }
-    }
-
-    fn tiles(&self, pack: &Lines) -> Activations<'_> {
-        Activations {
-            base: pack.bytes().as_ptr(),
-            offsets: &self.packed,
-            second: TILE,
-            stride: ROW,
-        }
+    /// Where the weights of a part of a block of outputs start, and how they go on: there and
+    /// back, so that the activations that were read last are the first again.
+    fn weights(&self, task: &Task, part: usize, outputs: usize) -> (*const u8, isize) {
+        let steps = share(self.steps, self.parts, part);
+        let block = task.group * self.blocks + outputs;
+        let back = (outputs - task.outputs.start) % 2 == 1;
+        let first = if back { steps.end - 1 } else { steps.start };
+        let start = (block * self.steps + first) * 2 * TILE;
+        let advance = 2 * TILE as isize;
+        let advance = if back { -advance } else { advance };
+        (self.weight.bytes()[start..].as_ptr(), advance)
     }
 
     /// Writes a block of sums to the output.
     fn finish(
         &self,
         out: &SharedMut<'_, u8>,
+        scales: Scales<'_>,
         group: usize,
         activations: usize,
         outputs: usize,
@@ -376,15 +278,13 @@ impl AmxLayer {
         let block = Sums {
             finish: &self.layer.finish,
             sums,
-            start: &self.start[slot..slot + BLOCK],
-            multiplier: &self.multiplier[slot..slot + BLOCK],
+            start: &scales.start[slot..slot + BLOCK],
+            multiplier: &scales.multiplier[slot..slot + BLOCK],
+            offset: scales.offset.map(|offset| &offset[slot..slot + BLOCK]),
         };
-        let size = match self.layer.finish {
-            Finish::Requantize { .. } => 1,
-            Finish::Dequantize { .. } => 4,
-        };
-        match &self.source {
-            Source::Rows { count, .. } => {
+        let size = self.layer.finish.size();
+        match &self.source.place {
+            Place::Rows { count, .. } => {
                 let pitch = self.layer.outputs;
                 let rows = activations * BLOCK..(*count).min((activations + 1) * BLOCK);
                 let target = Target {
@@ -396,7 +296,7 @@ impl AmxLayer {
                 // SAFETY: `available` has found the vectors; the sums are four tiles.
                 unsafe { block.block::<false>(rows.len(), lowest(lanes), &target) };
             }
-            Source::Pixels { image, .. } => {
+            Place::Pixels { image, .. } => {
                 let pitch = self.layer.geometry.as_ref().map_or(0, Geometry::output_len);
                 let (columns, start) = image.block(activations);
                 let target = Target {
@@ -412,67 +312,27 @@ impl AmxLayer {
     }
 }
 
-/// The `i`-th of `parts` shares of `count`, as equal as can be.
-fn share(count: usize, parts: usize, i: usize) -> Range<usize> {
-    count * i / parts..count * (i + 1) / parts
-}
-
-/// The offsets, and again in the opposite order.
-fn there_and_back(offsets: impl DoubleEndedIterator<Item = usize> + Clone) -> Vec<usize> {
-    offsets.clone().chain(offsets.rev()).collect()
-}
-
-/// Whether 32 rows of activations that are `width` bytes apart, read in their place, stay in the
-/// first-level cache: 64 sets of which they may use 8 lines each.
-fn spread(width: usize) -> bool {
-    let lines = width / ROW;
-    let mut used = [0usize; 64];
-    for row in 0..BLOCK {
-        for line in 0..lines.min(STEPS) {
-            used[(row * lines + line) % 64] += 1;
-        }
-    }
-    used.iter().all(|&n| n <= 10)
-}
-
-/// Copies a row of activations to the same row of the tiles of a block; rows from 16 on lie in
-/// the second tiles, which the place of `to` has to account for.
-fn copy_row(row: &[u8], to: &mut [u8]) {
-    for (i, part) in row.chunks(ROW).enumerate() {
-        to[i * 2 * TILE..][..part.len()].copy_from_slice(part);
-    }
-}
-
-/// Copies 32 pixels of each quad to the tiles of a block.
-fn copy_pixels(x: &[u8], offsets: &[usize], to: &mut [u8]) {
-    for (steps, to) in offsets.chunks(ROWS).zip(to.chunks_exact_mut(2 * TILE)) {
-        let (left, right) = to.split_at_mut(TILE);
-        for ((&at, left), right) in steps
-            .iter()
-            .zip(left.chunks_exact_mut(ROW))
-            .zip(right.chunks_exact_mut(ROW))
-        {
-            let pixels = &x[at..at + 2 * ROW];
-            left.copy_from_slice(&pixels[..ROW]);
-            right.copy_from_slice(&pixels[ROW..]);
-        }
-    }
-}
-
 impl Kernel for AmxLayer {
     fn name(&self) -> String {
         self.layer.name()
     }
 
+    fn scratch(&self) -> usize {
+        self.affine.scratch()
+    }
+
     fn run(&self, args: &[Arg<'_>], outs: &mut [Out<'_>], cx: &mut RunCx<'_>) -> Result<()> {
         thread_local!(static IMAGE: RefCell<Lines> = const { RefCell::new(Lines::new()) });
         let (x, out) = (args[0].bytes, &mut *outs[0].bytes);
-        let (Source::Pixels { image, .. }, Some(g)) = (&self.source, &self.layer.geometry) else {
-            self.compute(x, out, cx.threads);
+        let scales = self.affine.at(&self.layer, args, cx.scratch);
+        let (Place::Pixels { image, .. }, Some(g)) = (&self.source.place, &self.layer.geometry)
+        else {
+            self.compute(x, scales, out, cx.threads);
             return Ok(());
         };
         let input = self.layer.groups * self.layer.inputs * g.input_len();
-        let output = self.layer.groups * self.layer.outputs * g.output_len() * self.size();
+        let output = self.layer.groups * self.layer.outputs * g.output_len();
+        let output = output * self.layer.finish.size();
         if output == 0 {
             return Ok(());
         }
@@ -481,13 +341,8 @@ impl Kernel for AmxLayer {
             let mut laid = IMAGE.take();
             laid.reserve(image.len);
             let bytes = laid.bytes_mut();
-            image.lay_out(
-                &x[n * input..][..input],
-                self.layer.zero as u8,
-                threads,
-                bytes,
-            );
-            self.compute(bytes, out, threads);
+            image.lay_out(&x[n * input..][..input], scales.zero as u8, threads, bytes);
+            self.compute(bytes, scales, out, threads);
             IMAGE.set(laid);
         };
         let count = out.len() / output;

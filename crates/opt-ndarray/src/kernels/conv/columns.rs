@@ -39,6 +39,30 @@ impl Geometry {
         }
     }
 
+    /// The convolution with the turned kernel that brings the output's gradient back to the input;
+    /// only for strides of 1, and where the padding is not wider than the kernel.
+    pub(crate) fn turned(&self) -> Option<Geometry> {
+        let mut pad = [0; 3];
+        for (axis, pad) in pad.iter_mut().enumerate() {
+            let reach = self.kernel[axis].checked_sub(1)? * self.dilation[axis];
+            *pad = reach.checked_sub(self.pad[axis])?;
+        }
+        (self.stride == [1; 3]).then(|| Geometry {
+            input: self.output,
+            output: self.input,
+            pad,
+            end_pads: self.input != self.output,
+            ..self.clone()
+        })
+    }
+
+    /// Whether every kernel entry of every output pixel reads the image.
+    pub(crate) fn is_unpadded(&self) -> bool {
+        (0..3).all(|axis| {
+            (0..self.kernel[axis]).all(|tap| self.inside(axis, tap) == (0..self.output[axis]))
+        })
+    }
+
     /// Entries of the kernel.
     pub(crate) fn taps(&self) -> usize {
         self.kernel.iter().product()

@@ -1,4 +1,4 @@
-//! Convolutions without columns: the image is copied once with its padding, at a row pitch under
+//! Gradients of convolutions without columns: the image is copied once with its padding, at a row pitch under
 //! which every entry of the kernel reads a vector of pixels at a fixed distance. With strides the
 //! copy is in phases, the pixels whose indices leave the same rest.
 //!
@@ -624,25 +624,6 @@ impl Backward {
 }
 
 impl Shifted {
-    /// Convolves an image that is not padded yet.
-    pub(super) fn run(
-        &self,
-        x: &[f32],
-        packed: &[f32],
-        outputs: usize,
-        bias: Option<&[f32]>,
-        out: &mut [f32],
-        buffer: &mut [f32],
-    ) {
-        let (image, run) = buffer.split_at_mut(self.readable_len());
-        self.pad(x, image);
-        let [height, width] = self.output;
-        self.blocks(image, packed, outputs, run, |channel, row, pixels| {
-            let out = &mut out[(channel * height + row) * width..][..width];
-            biased(pixels, bias.map(|b| b[channel]), out);
-        });
-    }
-
     /// [`Shifted::convolve`] of all rows, block by block.
     fn blocks(
         &self,
@@ -660,67 +641,12 @@ impl Shifted {
     }
 }
 
-/// Pixels plus a bias.
-pub(super) fn biased(pixels: &[f32], bias: Option<f32>, out: &mut [f32]) {
-    match bias {
-        None => out.copy_from_slice(pixels),
-        Some(bias) => {
-            for (o, &v) in out.iter_mut().zip(pixels) {
-                *o = v + bias;
-            }
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use opt_core::ops::Window;
-    use opt_core::random::Philox;
     use proptest::prelude::*;
 
+    use super::super::testing::{close, geometry, isas, products, values};
     use super::*;
-
-    fn values(step: u64, n: usize) -> Vec<f32> {
-        let random = Philox::new(7);
-        (0..n as u64)
-            .map(|i| random.uniform(step, i) as f32 - 0.5)
-            .collect()
-    }
-
-    /// Calls `visit(output channel, input channel, entry, output pixel, input pixel)` for every
-    /// product of a convolution.
-    fn products(
-        g: &Geometry,
-        [outputs, inputs]: [usize; 2],
-        mut visit: impl FnMut(usize, usize, usize, usize, usize),
-    ) {
-        let inside = |at: usize, tap: usize, axis: usize| {
-            let at = at * g.stride[axis] + tap * g.dilation[axis];
-            let at = at.checked_sub(g.pad[axis])?;
-            (at < g.input[axis]).then_some(at)
-        };
-        for (y, x) in (0..g.output[1]).flat_map(|y| (0..g.output[2]).map(move |x| (y, x))) {
-            for (ky, kx) in (0..g.kernel[1]).flat_map(|y| (0..g.kernel[2]).map(move |x| (y, x))) {
-                let (Some(iy), Some(ix)) = (inside(y, ky, 1), inside(x, kx, 2)) else {
-                    continue;
-                };
-                let (entry, from) = (ky * g.kernel[2] + kx, iy * g.input[2] + ix);
-                for (o, c) in (0..outputs).flat_map(|o| (0..inputs).map(move |c| (o, c))) {
-                    visit(o, c, entry, y * g.output[2] + x, from);
-                }
-            }
-        }
-    }
-
-    fn close(found: &[f32], expected: &[f64], what: &str) {
-        for (i, (&found, &expected)) in found.iter().zip(expected).enumerate() {
-            let off = (f64::from(found) - expected).abs();
-            assert!(
-                off < 1e-4 * (1.0 + expected.abs()),
-                "{what} {i}: {found}, {expected}"
-            );
-        }
-    }
 
     fn check(isa: Isa, g: &Geometry, [outputs, inputs]: [usize; 2]) -> Option<()> {
         let images = 3;
@@ -728,33 +654,10 @@ mod tests {
         let w = values(1, outputs * inputs * taps);
         let x = values(2, images * inputs * input);
         let dy = values(3, images * outputs * output);
-        let bias = values(4, outputs);
         let forward = Shifted::on(isa, inputs, g)?;
 
-        let mut packed = vec![0.0; forward.packed_len(outputs)];
-        let k = inputs * taps;
-        forward.pack(outputs, |o, entry| w[o * k + entry], &mut packed);
-        let (image, gradient) = (&x[..inputs * input], &dy[..outputs * output]);
-        let mut found = vec![f32::NAN; outputs * output];
+        let (k, gradient) = (inputs * taps, &dy[..outputs * output]);
         // What a buffer held before must not matter.
-        let mut buffer = vec![f32::NAN; forward.buffer_len(outputs)];
-        forward.run(
-            image,
-            &packed,
-            outputs,
-            Some(&bias),
-            &mut found,
-            &mut buffer,
-        );
-        let mut expected: Vec<f64> = (0..outputs * output)
-            .map(|i| f64::from(bias[i / output.max(1)]))
-            .collect();
-        products(g, [outputs, inputs], |o, c, entry, to, from| {
-            let product = f64::from(w[(o * inputs + c) * taps + entry] * image[c * input + from]);
-            expected[o * output + to] += product;
-        });
-        close(&found, &expected, "forward");
-
         let mut found = vec![0.5f32; outputs * k];
         let mut expected = vec![0.5f64; outputs * k];
         let mut buffer = vec![f32::NAN; forward.gradient_buffer_len(outputs, images)];
@@ -766,7 +669,7 @@ mod tests {
                 expected[(o * inputs + c) * taps + entry] += product;
             });
         }
-        close(&found, &expected, "gradient by the weight");
+        close(&found, &expected);
 
         let backward = Backward::on(isa, outputs, g)?;
         let mut packed = vec![0.0; backward.packed_len(inputs)];
@@ -780,49 +683,15 @@ mod tests {
             let w = w[(o * inputs + c) * taps + entry];
             expected[c * input + from] += f64::from(w * gradient[o * output + to]);
         });
-        close(&found, &expected, "gradient by the input");
+        close(&found, &expected);
         Some(())
-    }
-
-    fn isas() -> Vec<Isa> {
-        #[cfg(target_arch = "x86_64")]
-        return match Isa::get() {
-            Isa::Avx512 => vec![Isa::Avx512, Isa::Avx2],
-            Isa::Avx2 => vec![Isa::Avx2],
-            Isa::Portable => vec![],
-        };
-        #[cfg(not(target_arch = "x86_64"))]
-        vec![]
-    }
-
-    fn geometry(
-        size: [usize; 2],
-        kernel: [usize; 2],
-        strides: [usize; 2],
-        dilations: [usize; 2],
-        begin: [usize; 2],
-        end: [usize; 2],
-    ) -> Option<Geometry> {
-        let window = Window {
-            strides: strides.as_slice().into(),
-            dilations: dilations.as_slice().into(),
-            pads_begin: begin.as_slice().into(),
-            pads_end: end.as_slice().into(),
-        };
-        let output = [0, 1].map(|a| {
-            let span = (kernel[a] - 1) * dilations[a] + 1;
-            let padded = size[a] + begin[a] + end[a];
-            (padded >= span).then(|| (padded - span) / strides[a] + 1)
-        });
-        let output = [output[0]?, output[1]?];
-        Some(Geometry::new(&size, &output, &kernel, &window))
     }
 
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(200))]
 
         #[test]
-        fn all_three_agree_with_the_definition(
+        fn both_gradients_agree_with_the_definition(
             size in [1usize..14, 1usize..40], kernel in [1usize..6, 1usize..6],
             strides in [1usize..4, 1usize..4], dilations in [1usize..3, 1usize..3],
             begin in [0usize..4, 0usize..4], end in [0usize..4, 0usize..4],

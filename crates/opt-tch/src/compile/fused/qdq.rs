@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use opt_core::ops::{Cast, Dequantize, MatMul, Reduce, ReduceOp};
-use opt_core::{DType, Op, Result, Shape, TensorType};
+use opt_core::{DType, Op, Result, Shape, Tensor as Host, TensorType};
 
 use super::Fused;
 use crate::Device;
@@ -19,13 +19,33 @@ struct OnGrid {
 
 fn on_grid(ir: &Ir, producers: &HashMap<Value, usize>, v: Value) -> Option<OnGrid> {
     let step = &ir.steps[*producers.get(&v)?];
-    match step.op()? {
-        Op::Dequantize(op) => Some(OnGrid {
-            op: op.clone(),
-            parts: [step.inputs[0], step.inputs[1], step.inputs[2]],
-        }),
-        _ => None,
+    let (Op::Dequantize(op), &[q, scale, zero]) = (step.op()?, &step.inputs[..]) else {
+        return None;
+    };
+    Some(OnGrid {
+        op: op.clone(),
+        parts: [q, scale, zero],
+    })
+}
+
+/// Adds the zeros that stand for missing zero points of integers, which the fused kernels read.
+fn add_zero_points(ir: &mut Ir) -> Result<()> {
+    for i in 0..ir.steps.len() {
+        let step = &ir.steps[i];
+        let (Some(Op::Dequantize(_)), &[q, scale]) = (step.op(), &step.inputs[..]) else {
+            continue;
+        };
+        let dtype = ir.types[q].dtype;
+        if dtype.int_range().is_err() {
+            continue;
+        }
+        let ty = ir.types[scale].with_dtype(dtype);
+        let zeros = Host::zeros(dtype, ty.shape.fixed()?)?;
+        let zero = ir.value(ty);
+        ir.constants.insert(zero, zeros);
+        ir.steps[i].inputs.push(zero);
     }
+    Ok(())
 }
 
 /// Whether a value has integers of a byte or less.
@@ -34,6 +54,7 @@ fn bytes(ir: &Ir, v: Value) -> bool {
 }
 
 pub(super) fn fuse(ir: &mut Ir, device: Device) -> Result<()> {
+    add_zero_points(ir)?;
     let producers = ir.producers();
     for i in 0..ir.steps.len() {
         let Some(op) = ir.steps[i].op().cloned() else {
