@@ -72,6 +72,14 @@ impl Pass for CorrectBias {
         fake_activations(&mut patch, &ranges)?;
         let mut simulated = patch.finish()?;
         let mut report = Report::new(planned.len());
+        for layer in plan
+            .layers
+            .iter()
+            .filter(|p| layers.of_weight(p.weight).is_none())
+        {
+            let name = graph.value(layer.weight).name();
+            report = report.note(format!("{name}: its bias is read by others too, and stays"));
+        }
         for ((_, layer), exact) in planned.iter().zip(&exact) {
             let found = moments_over(&simulated, &[layer.output], &batches)?;
             let shift: Vec<f64> = exact

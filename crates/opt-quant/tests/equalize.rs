@@ -32,8 +32,8 @@ fn uneven(seed: u64, shape: &[usize], axis: usize) -> Tensor {
     Tensor::from_f64s(DType::F32, shape, &data).unwrap()
 }
 
-fn run(graph: &Graph, inputs: &[Tensor]) -> Vec<f64> {
-    let backend = NdarrayBackend::new();
+fn run(graph: &Graph, x: &Tensor) -> Vec<f64> {
+    let (backend, inputs) = (NdarrayBackend::new(), std::slice::from_ref(x));
     let outputs = backend.run_once(graph, inputs).unwrap();
     outputs.iter().flat_map(Tensor::to_f64s).collect()
 }
@@ -182,7 +182,7 @@ proptest! {
         let x = random(seed + 5, &[3, 2, 6, 6], 1.0);
         let (equal, report) = Equalize::new().apply(graph.clone(), &mut Context::new()).unwrap();
         prop_assert!(report.changed > 0);
-        let apart = difference(&run(&graph, &[x.clone()]), &run(&equal, &[x]));
+        let apart = difference(&run(&graph, &x), &run(&equal, &x));
         prop_assert!(apart < 2e-5, "{apart}");
     }
 }
@@ -275,7 +275,7 @@ fn heads_of_attention_have_factors_of_their_own() {
         "the channels between values and projection"
     );
     let x = random(9, &[2, 4, 8], 1.0);
-    assert!(difference(&run(&graph, &[x.clone()]), &run(&equal, &[x])) < 1e-5);
+    assert!(difference(&run(&graph, &x), &run(&equal, &x)) < 1e-5);
     let pairs = ranges(&equal, "v.weight", 0)
         .into_iter()
         .zip(ranges(&equal, "out.weight", 1));
@@ -303,7 +303,7 @@ fn clipping_is_replaced_if_asked_for() {
     assert_eq!(report.figures["upper bounds removed"], 1.0);
     assert!(equal.nodes().all(|(_, n)| n.op().name() != "Min"));
     let x = random(2, &[2, 2, 4, 4], 1.0);
-    assert!(difference(&run(&model(1000.0), &[x.clone()]), &run(&equal, &[x])) < 1e-5);
+    assert!(difference(&run(&model(1000.0), &x), &run(&equal, &x)) < 1e-5);
     let error = free.apply(equal, &mut cx).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::NoEffect);
 }
@@ -331,7 +331,7 @@ fn high_biases_move_to_the_next_layer() {
         .unwrap();
     assert_eq!(report.figures["high biases absorbed"], 3.0);
     let x = random(8, &[50, 4], 1.0);
-    let apart = difference(&run(&graph, &[x.clone()]), &run(&equal, &[x]));
+    let apart = difference(&run(&graph, &x), &run(&equal, &x));
     assert!(apart < 1e-3, "{apart}");
     let (plain, _) = Equalize::new().apply(graph, &mut cx).unwrap();
     let bias = |g: &Graph| g.value(bias).tensor().unwrap().to_f64s();

@@ -7,6 +7,9 @@ pub(crate) struct Labels {
     parent: Vec<u32>,
 }
 
+/// No field has more entries; no weight's channels or bias's entries are as many.
+const MOST_ENTRIES: usize = 1 << 22;
+
 /// The factor that has to stay 1.
 pub(crate) const FIXED: u32 = 0;
 
@@ -161,12 +164,24 @@ impl Field {
         target
     }
 
+    /// Whether a field of a shape is small enough to be written out: shapes can be large where no
+    /// data is.
+    pub(crate) fn fits(shape: &[usize]) -> bool {
+        let entries = shape.iter().try_fold(1usize, |n, &m| n.checked_mul(m));
+        entries.is_some_and(|n| n <= MOST_ENTRIES)
+    }
+
     /// Joins two fields entry by entry, as numpy broadcasts.
     pub(crate) fn joined(&self, labels: &mut Labels, other: &Field) -> Field {
         let rank = self.rank().max(other.rank());
         let (a, b) = (self.lead(rank), other.lead(rank));
         let sizes = a.shape.iter().zip(&b.shape);
         let shape: Vec<usize> = sizes.map(|(&n, &m)| n.max(m)).collect();
+        if !Field::fits(&shape) {
+            a.fix(labels);
+            b.fix(labels);
+            return Field::uniform(rank, FIXED);
+        }
         let (a, b) = (a.spread(&shape), b.spread(&shape));
         for (&x, &y) in a.labels.iter().zip(&b.labels) {
             labels.join(x, y);

@@ -7,9 +7,6 @@ use opt_core::{DType, Graph, Node, Shape, ValueId};
 
 use super::{FIXED, Field, Labels, Scales, Stored};
 
-/// Tensors with more entries get no numbers of their own; no bias is as large.
-const MOST_ENTRIES: usize = 1 << 22;
-
 struct Walk<'a> {
     graph: &'a Graph,
     readers: HashMap<ValueId, usize>,
@@ -69,7 +66,7 @@ impl Walk<'_> {
     fn own(&self, v: ValueId) -> Option<Vec<usize>> {
         let value = self.graph.value(v);
         let content = value.tensor()?;
-        let fits = value.ty().dtype == DType::F32 && content.len() <= MOST_ENTRIES;
+        let fits = value.ty().dtype == DType::F32;
         (fits && self.readers.get(&v) == Some(&1)).then(|| content.shape().to_vec())
     }
 
@@ -106,7 +103,7 @@ impl Walk<'_> {
     /// The factors of an operand of a sum: those of its own entries if it is stored.
     fn summand(&mut self, v: ValueId) -> Field {
         match self.own(v) {
-            Some(shape) if shape.iter().product::<usize>() > 1 => {
+            Some(shape) if shape.iter().any(|&n| n > 1) && Field::fits(&shape) => {
                 let count = shape.iter().product::<usize>();
                 let labels = (0..count).map(|_| self.labels.fresh()).collect();
                 let field = Field { shape, labels };
@@ -262,7 +259,7 @@ impl Walk<'_> {
         let out_sizes = sizes(b, middle_out.clone());
         let plain = middle_in.clone().all(|i| field.shape[i] == 1);
         let written = match (in_sizes, out_sizes) {
-            (Some(i), Some(o)) if !plain => (i, o),
+            (Some(i), Some(o)) if !plain && Field::fits(&[&i[..], &field.shape].concat()) => (i, o),
             // Symbols hide what becomes of these axes, or there is nothing to write out.
             _ => {
                 let field = field.only(&mut self.labels, |axis| !middle_in.contains(&axis));
@@ -290,6 +287,9 @@ impl Walk<'_> {
             let size = self.graph.type_of(v).shape[axis].as_fixed()?;
             let mut shape = field.shape.clone();
             shape[axis] = size;
+            if !Field::fits(&shape) {
+                return None;
+            }
             field = field.spread(&shape);
             fields.push(field);
         }
@@ -298,6 +298,9 @@ impl Walk<'_> {
             .map(|a| fields.iter().map(|f| f.shape[a]).max().unwrap_or(1))
             .collect();
         shape[axis] = fields.iter().map(|f| f.shape[axis]).sum();
+        if !Field::fits(&shape) {
+            return None;
+        }
         let mut out = Field::uniform(rank, FIXED).spread(&shape);
         let mut start = 0;
         for field in fields {
@@ -474,5 +477,30 @@ fn keeps_factors(mode: PadMode) -> bool {
         PadMode::Constant(value) => value == 0.0,
         PadMode::Reflect | PadMode::Edge => true,
         _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use opt_core::{GraphBuilder, Tensor, TensorType};
+
+    #[test]
+    fn large_shapes_take_no_memory() {
+        let mut b = GraphBuilder::new("large");
+        let x = b.input("x", TensorType::new(DType::F32, [1, 2])).unwrap();
+        let w = b
+            .variable("w", Tensor::new([2, 2], [1f32; 4]).unwrap())
+            .unwrap();
+        let y = b.matmul(x, w).unwrap();
+        let y = b.reshape(y, [1, 2, 1]).unwrap();
+        let y = b.expand(y, [1, 2, 1 << 40]).unwrap();
+        let z = b.reshape(y, [1, 1 << 41]).unwrap();
+        let both = b.concat(&[y, y], 2).unwrap();
+        b.output("z", z).unwrap();
+        b.output("both", both).unwrap();
+        let scales = walk(&b.finish().unwrap());
+        assert_eq!(scales.readers.len(), 1);
+        assert!(scales.bound() < 10);
     }
 }
