@@ -255,11 +255,20 @@ impl Walk<'_> {
         let sizes = |shape: &Shape, range: std::ops::Range<usize>| -> Option<Vec<usize>> {
             range.map(|i| shape[i].as_fixed()).collect()
         };
-        let in_sizes = sizes(a, middle_in.clone());
-        let out_sizes = sizes(b, middle_out.clone());
+        let wide = sizes(a, middle_in.clone()).map(|sizes| {
+            let mut wide = field.shape.clone();
+            wide[middle_in.clone()].copy_from_slice(&sizes);
+            wide
+        });
         let plain = middle_in.clone().all(|i| field.shape[i] == 1);
-        let written = match (in_sizes, out_sizes) {
-            (Some(i), Some(o)) if !plain && Field::fits(&[&i[..], &field.shape].concat()) => (i, o),
+        match (wide, sizes(b, middle_out.clone())) {
+            (Some(wide), Some(sizes)) if !plain && Field::fits(&wide) => {
+                let labels = field.spread(&wide).labels;
+                let mut shape = wide[..lead].to_vec();
+                shape.extend(sizes);
+                shape.extend(&wide[n - tail..]);
+                Field { shape, labels }
+            }
             // Symbols hide what becomes of these axes, or there is nothing to write out.
             _ => {
                 let field = field.only(&mut self.labels, |axis| !middle_in.contains(&axis));
@@ -267,17 +276,9 @@ impl Walk<'_> {
                 shape.extend(middle_out.map(|_| 1));
                 shape.extend(&field.shape[n - tail..]);
                 let labels = field.labels;
-                return Field { shape, labels };
+                Field { shape, labels }
             }
-        };
-        let (in_sizes, out_sizes) = written;
-        let mut wide = field.shape.clone();
-        wide[middle_in].copy_from_slice(&in_sizes);
-        let labels = field.spread(&wide).labels;
-        let mut shape = wide[..lead].to_vec();
-        shape.extend(out_sizes);
-        shape.extend(&wide[n - tail..]);
-        Field { shape, labels }
+        }
     }
 
     fn concat(&mut self, ins: &[ValueId], axis: usize) -> Option<Field> {
