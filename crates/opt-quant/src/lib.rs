@@ -47,6 +47,8 @@
 //! [`Awq`] by the error of layers' outputs on calibration examples, [`Hqq`] and searched ranges
 //! without data.
 //!
+//! For a transformer in 8 bits without examples start with [`QuantizeDynamic::recommended`].
+//!
 //! # Schemes
 //!
 //! Bits of a weight are those of its code and its part of scales and zero points, for the usual
