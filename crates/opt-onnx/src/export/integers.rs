@@ -1,7 +1,7 @@
 //! Products of values quantized at run time and quantized weights, as products of integers.
 
 use opt_core::ops::{MatMul, Op};
-use opt_core::{DType, Node, NodeId, Result, Tensor, ValueId};
+use opt_core::{DType, Node, NodeId, Result, ValueId};
 
 use super::Cx;
 use super::attributes::int;
@@ -117,9 +117,10 @@ pub(super) fn matmul(cx: &mut Cx<'_>, node: &Node, op: &MatMul) -> Result<bool> 
         cx.read(b.q)
     };
     let sb = cx.read(b.scale);
-    let mut operands = vec![qa, weight];
+    let zero_b = zero_points(cx, &b);
+    let mut operands = vec![qa, weight.clone()];
     // `MatMulInteger` takes zero points of rows by its specification, but not by its kernels.
-    for zero in [a.zero.filter(|_| !rows), b.zero] {
+    for zero in [a.zero.filter(|_| !rows), zero_b] {
         operands.push(zero.map_or(String::new(), |zero| cx.read(zero)));
     }
     while operands.last().is_some_and(String::is_empty) {
@@ -128,7 +129,16 @@ pub(super) fn matmul(cx: &mut Cx<'_>, node: &Node, op: &MatMul) -> Result<bool> 
     let mut sum = cx.helper("MatMulInteger", &name, operands, vec![]);
     let cast = |dtype: DType| -> Result<_> { Ok(vec![int("to", tensor::code(dtype)?.into())]) };
     if let (true, Some(zero)) = (rows, a.zero) {
-        let columns = cx.constant(&format!("{name}/columns"), column_sums(cx, &b, op.trans_b)?);
+        // Computed once, when a runtime folds constants: stored, sums are as large as biases.
+        let mut columns = cx.helper("Cast", &name, vec![weight], cast(DType::I32)?);
+        if let Some(zero) = zero_b {
+            let zero = cx.read(zero);
+            let zero = cx.helper("Cast", &name, vec![zero], cast(DType::I32)?);
+            columns = cx.helper("Sub", &name, vec![columns, zero], vec![]);
+        }
+        let axes = cx.ints(&format!("{name}/axes"), &[0])?;
+        let keep = vec![int("keepdims", 0)];
+        let columns = cx.helper("ReduceSum", &name, vec![columns, axes], keep);
         let zero = cx.read(zero);
         let zero = cx.helper("Cast", &name, vec![zero], cast(DType::I32)?);
         let above = cx.helper("Mul", &name, vec![zero, columns], vec![]);
@@ -144,21 +154,10 @@ pub(super) fn matmul(cx: &mut Cx<'_>, node: &Node, op: &MatMul) -> Result<bool> 
     Ok(true)
 }
 
-/// The sums of a weight's integers less their zero points, one a column.
-fn column_sums(cx: &Cx<'_>, b: &Parts, transposed: bool) -> Result<Tensor> {
-    let content = cx.graph.value(b.q).tensor().expect("stored");
-    let zeros = match b.zero {
-        Some(zero) => cx.graph.value(zero).tensor().expect("stored").to_f64s(),
-        None => vec![0.0],
-    };
-    let (rows, columns) = (content.shape()[0], content.shape()[1]);
-    let columns = if transposed { rows } else { columns };
-    let mut sums = vec![0i32; columns];
-    for (i, q) in content.to_f64s().into_iter().enumerate() {
-        let inner = content.shape()[1];
-        let column = if transposed { i / inner } else { i % inner };
-        let zero = zeros[if zeros.len() == 1 { 0 } else { column }];
-        sums[column] += (q - zero) as i32;
-    }
-    Tensor::new([columns], sums)
+/// The zero points of a weight, unless all are 0.
+fn zero_points(cx: &Cx<'_>, b: &Parts) -> Option<ValueId> {
+    b.zero.filter(|&zero| {
+        let content = cx.graph.value(zero).tensor();
+        !content.is_some_and(|z| z.to_f64s().iter().all(|&v| v == 0.0))
+    })
 }
