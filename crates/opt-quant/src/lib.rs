@@ -47,6 +47,8 @@
 //! [`Awq`] by the error of layers' outputs on calibration examples, [`Hqq`] and searched ranges
 //! without data.
 //!
+//! For a transformer in 8 bits without examples start with [`QuantizeDynamic::recommended`].
+//!
 //! # Repair
 //!
 //! Passes before [`QuantizeStatic`] and [`QuantizeDynamic`] get back what rounding would lose. They
