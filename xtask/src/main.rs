@@ -5,6 +5,7 @@ mod golden;
 mod minilm;
 mod oracle;
 mod step;
+mod stream;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -58,6 +59,11 @@ cargo xtask bench [--only ROW|GROUP].. [--peer NAME|all].. [--threads N,..] [--r
     docs/BENCHMARKS.md, --markdown to FILE. With --omp-wait passive idle OpenMP threads sleep at
     once, which slows PyTorch down with more than one thread.
 
+cargo xtask bench-stream [--gigabytes N]
+    Quantizes a safetensors file of 8 GiB (or N) with the example `quantize_file`, and prints seconds
+    beside those of copying it, and the most memory that was resident. Needs Linux, and room on the
+    disk for twice the file.
+
 cargo xtask minilm [DIR]
     Writes the pretrained sentence encoder all-MiniLM-L6-v2 as model.onnx, and 384 sentences as
     calibration.npz and evaluation.npz, into DIR (target/minilm by default): what quantization is
@@ -89,6 +95,7 @@ fn main() -> ExitCode {
             })
         }
         ["bench", options @ ..] => bench::bench(options),
+        ["bench-stream", arguments @ ..] => stream::bench(arguments),
         ["minilm", arguments @ ..] => minilm::minilm(arguments),
         ["minilm-compare", arguments @ ..] => minilm::compare(arguments),
         ["onnx-check", manifest] => tool("onnx_check", manifest),

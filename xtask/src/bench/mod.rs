@@ -9,7 +9,7 @@ mod build;
 mod line;
 mod machine;
 mod measure;
-mod memory;
+pub(crate) mod memory;
 mod models;
 mod options;
 mod peers;
