@@ -7,7 +7,12 @@
 //! and a tile is 16 neighbouring `q`. Those `q` that lie beyond the end of an output row are
 //! computed and not stored.
 
+use std::arch::x86_64::{
+    _mm_maskz_loadu_epi8, _mm512_cvtepu8_epi32, _mm512_mask_expand_epi32, _mm512_mask_storeu_epi32,
+    _mm512_or_si512, _mm512_set1_epi8, _mm512_slli_epi32,
+};
 use std::cell::RefCell;
+use std::ops::Range;
 
 use super::super::conv::Geometry;
 use super::super::{SharedMut, lanes, parallel};
@@ -43,9 +48,19 @@ pub(super) struct Image {
     pub(super) len: usize,
 }
 
+/// The geometry of a convolution, with one row for all pixels where each is multiplied by itself.
+fn flat(g: &Geometry) -> Geometry {
+    let mut flat = g.clone();
+    if g.kernel == [1; 3] && g.stride == [1; 3] && g.pad == [0; 3] && g.input == g.output {
+        flat.input = [1, 1, g.input_len()];
+        flat.output = flat.input;
+    }
+    flat
+}
+
 impl Image {
     pub(super) fn new(geometry: &Geometry, groups: usize, channels: usize) -> Image {
-        let g = geometry;
+        let g = &flat(geometry);
         let extent = |axis: usize| {
             let kernel = (g.kernel[axis] - 1) * g.dilation[axis] + 1;
             let reach = (g.output[axis].max(1) - 1) * g.stride[axis] + kernel;
@@ -128,6 +143,15 @@ impl Image {
         let height = self.plane / (self.width * 4).max(1) * self.geometry.stride[1];
         let per = (TASK / (self.width * self.geometry.stride[2] * 4).max(1)).max(1);
         let shared = SharedMut::new(&mut out[..count * self.pitch]);
+        if self.width <= 16 && self.geometry.stride == [1; 3] {
+            parallel(threads, (count * height).div_ceil(per), |task| {
+                let rows = task * per..(count * height).min((task + 1) * per);
+                // SAFETY: whoever multiplies tiles has found the vectors; each task has rows of
+                // its own.
+                unsafe { self.narrow(x, rows, height, zero, &shared) };
+            });
+            return;
+        }
         parallel(threads, (count * height).div_ceil(per), |task| {
             ROW.with_borrow_mut(|wide| {
                 for row in task * per..(count * height).min((task + 1) * per) {
@@ -135,6 +159,52 @@ impl Image {
                 }
             });
         });
+    }
+
+    /// Lays out rows of at most 16 pixels with the padding, each by one vector, without a stride:
+    /// those of a range, counted through all quads with `height` rows each.
+    ///
+    /// # Safety
+    /// The processor has the features; no other thread writes these rows.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+    unsafe fn narrow(
+        &self,
+        x: &[u8],
+        range: Range<usize>,
+        height: usize,
+        zero: u8,
+        out: &SharedMut<'_, u8>,
+    ) {
+        let g = &self.geometry;
+        let (rows, row, pad) = (g.input[1], g.input[2], g.pad[2]);
+        assert!(row + pad <= self.width && self.width <= 16);
+        let lanes = |n: usize| ((1u32 << n) - 1) as u16;
+        let (read, inside, written) = (lanes(row), lanes(row) << pad, lanes(self.width));
+        let fill = _mm512_set1_epi8(zero as i8);
+        for at in range {
+            let (i, y) = (at / height, at % height);
+            let (group, quad) = (i / self.quads, i % self.quads);
+            let first = group * self.channels + quad * 4;
+            let last = (self.channels - quad * 4).min(4) - 1;
+            let mut pixels = fill;
+            if let Some(y) = y.checked_sub(g.pad[1]).filter(|&y| y < rows) {
+                // Bytes of missing channels meet weights of zero.
+                let bytes = |c: usize| {
+                    let from = ((first + c.min(last)) * rows + y) * row;
+                    let from = x[from..from + row].as_ptr();
+                    // SAFETY: only the row is read.
+                    _mm512_cvtepu8_epi32(unsafe { _mm_maskz_loadu_epi8(read, from.cast()) })
+                };
+                let low = _mm512_or_si512(bytes(0), _mm512_slli_epi32::<8>(bytes(1)));
+                let high = _mm512_or_si512(bytes(2), _mm512_slli_epi32::<8>(bytes(3)));
+                let quads = _mm512_or_si512(low, _mm512_slli_epi32::<16>(high));
+                pixels = _mm512_mask_expand_epi32(fill, inside, quads);
+            }
+            let start = i * self.pitch + y * self.width * 4;
+            assert!(start + self.width * 4 <= out.len());
+            // SAFETY: the lanes of the mask lie in the row, which is this thread's.
+            unsafe { _mm512_mask_storeu_epi32(out.at(start).cast(), written, pixels) };
+        }
     }
 
     /// Lays out the row `y`, counted with the padding, of the quad `i` of all groups.
