@@ -8,8 +8,8 @@
 //! computed and not stored.
 
 use std::arch::x86_64::{
-    _mm_maskz_loadu_epi8, _mm512_cvtepu8_epi32, _mm512_mask_expand_epi32, _mm512_mask_storeu_epi32,
-    _mm512_or_si512, _mm512_set1_epi8, _mm512_slli_epi32,
+    _mm_maskz_loadu_epi8, _mm512_cvtepu8_epi32, _mm512_mask_mov_epi32, _mm512_mask_storeu_epi32,
+    _mm512_maskz_compress_epi32, _mm512_or_si512, _mm512_set1_epi8, _mm512_slli_epi32,
 };
 use std::cell::RefCell;
 use std::ops::Range;
@@ -20,6 +20,9 @@ use super::ROW;
 
 /// Bytes that a task lays out at least.
 const TASK: usize = 1 << 14;
+
+/// Pixels of a row, with the padding, that is laid out by vectors of whole pixels.
+const NARROW: usize = 64;
 
 /// Pixels of a block: two tiles.
 pub(super) const PIXELS: usize = 32;
@@ -136,33 +139,63 @@ impl Image {
         (self.tiles.len() * 16) as f64 / stored as f64
     }
 
-    /// Lays an image out, with `zero` around it.
+    /// Lays an image out, with `zero` around it. Threads have rows of their own, of all channels,
+    /// as they have when they multiply: then most of what one reads it has written itself.
     pub(super) fn lay_out(&self, x: &[u8], zero: u8, threads: usize, out: &mut [u8]) {
-        thread_local!(static ROW: RefCell<Vec<u32>> = const { RefCell::new(Vec::new()) });
         let count = self.groups * self.quads;
-        let height = self.plane / (self.width * 4).max(1) * self.geometry.stride[1];
-        let per = (TASK / (self.width * self.geometry.stride[2] * 4).max(1)).max(1);
+        let stride = self.geometry.stride;
+        let height = self.plane / (self.width * 4).max(1) * stride[1];
         let shared = SharedMut::new(&mut out[..count * self.pitch]);
-        if self.width <= 16 && self.geometry.stride == [1; 3] {
-            parallel(threads, (count * height).div_ceil(per), |task| {
-                let rows = task * per..(count * height).min((task + 1) * per);
-                // SAFETY: whoever multiplies tiles has found the vectors; each task has rows of
-                // its own.
-                unsafe { self.narrow(x, rows, height, zero, &shared) };
+        if height == 1 && self.geometry.pad == [0; 3] && stride == [1; 3] {
+            let per = share(count, threads, TASK / (4 * self.width).max(1));
+            parallel(threads, count.div_ceil(per), |task| {
+                let quads = task * per..count.min((task + 1) * per);
+                quads.for_each(|i| self.pixels(x, i, &shared));
             });
             return;
         }
-        parallel(threads, (count * height).div_ceil(per), |task| {
-            ROW.with_borrow_mut(|wide| {
-                for row in task * per..(count * height).min((task + 1) * per) {
-                    self.row(x, row / height, row % height, zero, wide, &shared);
+        let narrow = self.width * stride[2] <= NARROW && stride[2] <= 2;
+        let bytes = self.width * stride[2] * 4 * count;
+        let per = share(height, threads, TASK / bytes.max(1));
+        parallel(threads, height.div_ceil(per), |task| {
+            let rows = task * per..height.min((task + 1) * per);
+            for i in 0..count {
+                if narrow {
+                    // SAFETY: whoever multiplies tiles has found the vectors; each task has rows
+                    // of its own.
+                    unsafe { self.narrow(x, i, rows.clone(), zero, &shared) };
+                    continue;
                 }
-            });
+                rows.clone().for_each(|y| self.row(x, i, y, zero, &shared));
+            }
         });
     }
 
-    /// Lays out rows of at most 16 pixels with the padding, each by one vector, without a stride:
-    /// those of a range, counted through all quads with `height` rows each.
+    /// The channels of a quad, the last again for those that are missing: their bytes meet weights
+    /// of zero.
+    fn channels_of(&self, i: usize) -> [usize; 4] {
+        let (group, quad) = (i / self.quads, i % self.quads);
+        let first = group * self.channels + quad * 4;
+        let last = (self.channels - quad * 4).min(4) - 1;
+        [
+            first,
+            first + last.min(1),
+            first + last.min(2),
+            first + last,
+        ]
+    }
+
+    /// Lays out the quad `i` of all groups, of an image of one row.
+    fn pixels(&self, x: &[u8], i: usize, out: &SharedMut<'_, u8>) {
+        let row = |c: usize| &x[c * self.width..][..self.width];
+        #[expect(unsafe_code, reason = "tasks write disjoint parts")]
+        // SAFETY: each quad belongs to one task.
+        let out = unsafe { out.part(i * self.pitch..i * self.pitch + self.width * 4) };
+        interleave(self.channels_of(i).map(row), out);
+    }
+
+    /// Lays out rows of a quad, counted with the padding, of at most [`NARROW`] pixels with the
+    /// padding and with a stride of at most 2: 16 pixels at once.
     ///
     /// # Safety
     /// The processor has the features; no other thread writes these rows.
@@ -170,45 +203,78 @@ impl Image {
     unsafe fn narrow(
         &self,
         x: &[u8],
+        i: usize,
         range: Range<usize>,
-        height: usize,
         zero: u8,
         out: &SharedMut<'_, u8>,
     ) {
+        const LANES: usize = 16;
         let g = &self.geometry;
-        let (rows, row, pad) = (g.input[1], g.input[2], g.pad[2]);
-        assert!(row + pad <= self.width && self.width <= 16);
-        let lanes = |n: usize| ((1u32 << n) - 1) as u16;
-        let (read, inside, written) = (lanes(row), lanes(row) << pad, lanes(self.width));
+        let (rows, row, pad, stride) = (g.input[1], g.input[2], g.pad[2], g.stride[2]);
+        let total = self.width * stride;
+        assert!(row + pad <= total && total <= NARROW && stride <= 2);
+        let inside = if row == 0 {
+            0
+        } else {
+            (u64::MAX >> (64 - row)) << pad
+        };
         let fill = _mm512_set1_epi8(zero as i8);
-        for at in range {
-            let (i, y) = (at / height, at % height);
-            let (group, quad) = (i / self.quads, i % self.quads);
-            let first = group * self.channels + quad * 4;
-            let last = (self.channels - quad * 4).min(4) - 1;
-            let mut pixels = fill;
-            if let Some(y) = y.checked_sub(g.pad[1]).filter(|&y| y < rows) {
-                // Bytes of missing channels meet weights of zero.
-                let bytes = |c: usize| {
-                    let from = ((first + c.min(last)) * rows + y) * row;
-                    let from = x[from..from + row].as_ptr();
-                    // SAFETY: only the row is read.
-                    _mm512_cvtepu8_epi32(unsafe { _mm_maskz_loadu_epi8(read, from.cast()) })
-                };
-                let low = _mm512_or_si512(bytes(0), _mm512_slli_epi32::<8>(bytes(1)));
-                let high = _mm512_or_si512(bytes(2), _mm512_slli_epi32::<8>(bytes(3)));
-                let quads = _mm512_or_si512(low, _mm512_slli_epi32::<16>(high));
-                pixels = _mm512_mask_expand_epi32(fill, inside, quads);
+        let channels = self.channels_of(i);
+        for y in range {
+            let phases = self.phases.iter().enumerate();
+            let mut phases = phases
+                .filter(|(_, (py, _))| y % g.stride[1] == *py)
+                .peekable();
+            if phases.peek().is_none() {
+                continue;
             }
-            let start = i * self.pitch + y * self.width * 4;
-            assert!(start + self.width * 4 <= out.len());
-            // SAFETY: the lanes of the mask lie in the row, which is this thread's.
-            unsafe { _mm512_mask_storeu_epi32(out.at(start).cast(), written, pixels) };
+            let mut pixels = [fill; NARROW / LANES];
+            if let Some(y) = y.checked_sub(g.pad[1]).filter(|&y| y < rows) {
+                let from = channels.map(|c| x[(c * rows + y) * row..][..row].as_ptr());
+                for (c, pixels) in pixels[..total.div_ceil(LANES)].iter_mut().enumerate() {
+                    let lanes = (inside >> (c * LANES)) as u16;
+                    let bytes = |from: *const u8| {
+                        let at = from.wrapping_add(c * LANES).wrapping_sub(pad);
+                        // SAFETY: the lanes of the mask lie in the row.
+                        _mm512_cvtepu8_epi32(unsafe { _mm_maskz_loadu_epi8(lanes, at.cast()) })
+                    };
+                    let [a, b, c, d] = from.map(bytes);
+                    let low = _mm512_or_si512(a, _mm512_slli_epi32::<8>(b));
+                    let high = _mm512_or_si512(c, _mm512_slli_epi32::<8>(d));
+                    let quads = _mm512_or_si512(low, _mm512_slli_epi32::<16>(high));
+                    *pixels = _mm512_mask_mov_epi32(fill, lanes, quads);
+                }
+            }
+            for (slot, &(_, px)) in phases {
+                let start = i * self.pitch + slot * self.plane + y / g.stride[1] * self.width * 4;
+                assert!(start + self.width * 4 <= out.len());
+                let step = LANES / stride;
+                for (c, &pixels) in pixels.iter().enumerate().take(total.div_ceil(LANES)) {
+                    let left = (self.width - c * step).min(step);
+                    let kept = match stride {
+                        1 => pixels,
+                        _ => _mm512_maskz_compress_epi32(0x5555 << px, pixels),
+                    };
+                    let at = out.at(start + c * step * 4);
+                    let lanes = (u32::MAX >> (32 - left)) as u16;
+                    // SAFETY: the lanes of the mask lie in the row, which is this thread's.
+                    unsafe { _mm512_mask_storeu_epi32(at.cast(), lanes, kept) };
+                }
+            }
         }
     }
 
     /// Lays out the row `y`, counted with the padding, of the quad `i` of all groups.
-    fn row(
+    fn row(&self, x: &[u8], i: usize, y: usize, zero: u8, out: &SharedMut<'_, u8>) {
+        thread_local!(static ROW: RefCell<Vec<u32>> = const { RefCell::new(Vec::new()) });
+        let g = &self.geometry;
+        if self.phases.iter().all(|&(py, _)| y % g.stride[1] != py) {
+            return;
+        }
+        ROW.with_borrow_mut(|wide| self.row_by(x, i, y, zero, wide, out));
+    }
+
+    fn row_by(
         &self,
         x: &[u8],
         i: usize,
@@ -220,15 +286,9 @@ impl Image {
         let g = &self.geometry;
         let (height, width) = (g.input[1], g.input[2]);
         let (pad, stride) = (g.pad[2], g.stride[2]);
-        let (group, quad) = (i / self.quads, i % self.quads);
-        let first = group * self.channels + quad * 4;
-        let count = (self.channels - quad * 4).min(4);
         let rows = y.checked_sub(g.pad[1]).filter(|&y| y < height).map(|y| {
-            // Bytes of missing channels meet weights of zero.
-            [0, 1, 2, 3].map(|c: usize| {
-                let channel = first + c.min(count - 1);
-                &x[(channel * height + y) * width..][..width]
-            })
+            let row = |c: usize| &x[(c * height + y) * width..][..width];
+            self.channels_of(i).map(row)
         });
         if let (Some(rows), true) = (rows, stride > 1) {
             // One more than there are, so that pairs are whole.
@@ -267,6 +327,13 @@ impl Image {
             }
         }
     }
+}
+
+/// How many of `count` rows or pixels a task lays out, at least `least`: all for one thread.
+fn share(count: usize, threads: usize, least: usize) -> usize {
+    // More tasks than threads, since a thread that slept is late for its first.
+    let tasks = if threads <= 1 { 1 } else { 4 * threads };
+    count.div_ceil(tasks).max(least).clamp(1, count.max(1))
 }
 
 lanes::by_isa! {
