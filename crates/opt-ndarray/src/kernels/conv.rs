@@ -9,9 +9,10 @@
 mod columns;
 mod depthwise;
 mod direct;
+mod flat;
 mod forward;
 mod grad_weight;
-mod masks;
+pub(super) mod masks;
 mod panel_tile;
 mod panels;
 mod patch;
@@ -20,7 +21,7 @@ mod shift_tile;
 mod shifted;
 mod slide;
 #[cfg(test)]
-mod testing;
+pub(super) mod testing;
 mod transpose;
 
 use opt_core::ops::Window;
@@ -29,6 +30,7 @@ use opt_core::{DType, Result, TensorType};
 pub(crate) use self::columns::Geometry;
 pub(crate) use self::forward::compile_conv;
 pub(crate) use self::grad_weight::compile_conv_grad_weight;
+pub(super) use self::patch::reach;
 use self::shifted::Shifted;
 pub(crate) use self::transpose::compile_conv_transpose;
 
