@@ -11,7 +11,10 @@ mod depthwise;
 mod direct;
 mod forward;
 mod grad_weight;
+mod lay;
 mod masks;
+mod outer;
+mod outer_tile;
 mod panel_tile;
 mod panels;
 mod patch;
@@ -24,12 +27,11 @@ mod testing;
 mod transpose;
 
 use opt_core::ops::Window;
-use opt_core::{DType, Result, TensorType};
+use opt_core::{Result, TensorType};
 
 pub(crate) use self::columns::Geometry;
 pub(crate) use self::forward::compile_conv;
 pub(crate) use self::grad_weight::compile_conv_grad_weight;
-use self::shifted::Shifted;
 pub(crate) use self::transpose::compile_conv_transpose;
 
 /// Elements of a block of columns: what stays in the second-level cache beside the weight.
@@ -78,12 +80,6 @@ impl Sizes {
     /// Elements of an output image.
     fn output(&self) -> usize {
         self.groups * self.o * self.geometry.output_len()
-    }
-
-    /// The layout of shifted images, where that serves.
-    fn shifted(&self, dtype: DType) -> Option<Shifted> {
-        let serves = self.groups == 1 && dtype == DType::F32;
-        serves.then(|| Shifted::new(self.c, &self.geometry))?
     }
 
     /// Output pixels of which the columns are laid out at a time: whole rows of the output.

@@ -9,9 +9,8 @@
 use std::ops::Range;
 
 use super::columns::Geometry;
-use super::shift_tile::{
-    Dots, Outer, Product, dots, dots_tile, outer, outer_rows, product, product_tile,
-};
+use super::lay::Plane;
+use super::shift_tile::{Dots, Product, dots, dots_tile, product, product_tile};
 use crate::kernels::tile::Isa;
 
 /// Entries that stay in the first-level cache beside others.
@@ -37,8 +36,6 @@ pub(super) struct Shifted {
     plane: usize,
     /// For each channel and kernel entry the distance from the copy's start.
     offsets: Vec<u32>,
-    /// Entries of the kernel that lie side by side, if all its rows do.
-    row_entries: Option<usize>,
 }
 
 impl Shifted {
@@ -59,7 +56,7 @@ impl Shifted {
             return None;
         }
         let size = |of: [usize; 3]| [of[1], of[2]];
-        let mut shifted = Shifted::with(
+        Shifted::with(
             isa,
             channels,
             size(g.input),
@@ -67,10 +64,7 @@ impl Shifted {
             size(g.stride),
             size(g.pad),
             &taps,
-        )?;
-        let side_by_side = g.stride[2] == 1 && g.dilation[2] == 1;
-        shifted.row_entries = side_by_side.then_some(g.kernel[2]);
-        Some(shifted)
+        )
     }
 
     /// The layout of images of which kernel entries read the pixel `stride * output + tap - pad`.
@@ -127,7 +121,6 @@ impl Shifted {
             pitch,
             plane,
             offsets: offsets.ok()?,
-            row_entries: None,
         })
     }
 
@@ -173,6 +166,18 @@ impl Shifted {
     /// Copies an image with its padding.
     pub(super) fn pad(&self, x: &[f32], out: &mut [f32]) {
         let [height, width] = self.input;
+        if self.stride == [1; 2] {
+            let plane = Plane {
+                width,
+                pad: self.pad,
+                rows: self.plane / self.pitch,
+                pitch: self.pitch,
+                len: self.plane,
+            };
+            plane.fill(self.isa, x, height, out);
+            out[self.channels * self.plane..self.image_len()].fill(0.0);
+            return;
+        }
         out[..self.image_len()].fill(0.0);
         for c in 0..self.channels {
             let x = &x[c * height * width..][..height * width];
@@ -287,112 +292,11 @@ impl Shifted {
         }
     }
 
-    /// Rows of kernel entries that [`outer`] takes at once, and their length, where it serves.
-    fn outer_tile(&self) -> Option<(usize, usize)> {
-        let entries = self.row_entries?;
-        Some((outer_rows(self.isa, entries)?, entries))
-    }
-
-    /// Entries of the sums that [`Shifted::outer_gradient`] keeps.
-    fn sums_len(&self, outputs: usize) -> usize {
-        match self.outer_tile() {
-            None => 0,
-            Some((rows, entries)) => {
-                let tiles = (self.offsets.len() / entries).div_ceil(rows);
-                outputs.next_multiple_of(self.isa.lanes()) * tiles * rows * entries
-            }
-        }
-    }
-
     /// Entries of an image and its gradient, as [`Shifted::weight_gradient`] lays them out.
     fn pair_len(&self, outputs: usize) -> (usize, usize) {
-        if self.outer_tile().is_some() {
-            let pixels = self.output[0] * self.output[1];
-            let g = outputs.next_multiple_of(self.isa.lanes()) * pixels;
-            return (self.image_len(), g);
-        }
         // A gradient's run may be longer than the image from its last offset on.
         let len = self.spread_len();
         (self.image_len() + len, outputs * len)
-    }
-
-    /// Copies the gradient of an output image to blocks of output channels, in a block pixel by
-    /// pixel, zeros for channels that are not there.
-    fn interleave(&self, g: &[f32], outputs: usize, out: &mut [f32]) {
-        let (lanes, pixels) = (self.isa.lanes(), self.output[0] * self.output[1]);
-        for (block, out) in out.chunks_exact_mut(lanes * pixels).enumerate() {
-            let first = block * lanes;
-            let here = lanes.min(outputs.saturating_sub(first));
-            if here < lanes {
-                out.fill(0.0);
-            }
-            for lane in 0..here {
-                let g = &g[(first + lane) * pixels..][..pixels];
-                for (o, &v) in out[lane..].iter_mut().step_by(lanes).zip(g) {
-                    *o = v;
-                }
-            }
-        }
-    }
-
-    /// [`Shifted::weight_gradient`] where kernel entries lie side by side: output channels in the
-    /// lanes, each pixel's gradient times the entries that read the image there.
-    fn outer_gradient(
-        &self,
-        (rows, entries): (usize, usize),
-        x: &[f32],
-        g: &[f32],
-        outputs: usize,
-        out: &mut [f32],
-        buffer: &mut [f32],
-    ) {
-        let ([height, width], lanes) = (self.output, self.isa.lanes());
-        let pixels = height * width;
-        let x_size = self.channels * self.input[0] * self.input[1];
-        let (image_len, g_len) = self.pair_len(outputs);
-        let (k, kernel_rows) = (self.offsets.len(), self.offsets.len() / entries);
-        let (tiles, blocks) = (kernel_rows.div_ceil(rows), outputs.div_ceil(lanes));
-        let tile_len = rows * entries * lanes;
-        let (image, rest) = buffer.split_at_mut(image_len);
-        let (gradient, rest) = rest.split_at_mut(g_len);
-        let sums = &mut rest[..blocks * tiles * tile_len];
-        sums.fill(0.0);
-        for (x, g) in x.chunks_exact(x_size).zip(g.chunks_exact(outputs * pixels)) {
-            self.pad(x, image);
-            self.interleave(g, outputs, &mut gradient[..blocks * lanes * pixels]);
-            for block in 0..blocks {
-                for tile in 0..tiles {
-                    let mut starts = [0; 8];
-                    for (r, start) in starts.iter_mut().enumerate().take(rows) {
-                        // Rows beyond the last repeat it; their sums are not read.
-                        let row = (tile * rows + r).min(kernel_rows - 1);
-                        *start = self.offsets[row * entries] as usize;
-                    }
-                    let t = Outer {
-                        left: gradient[block * lanes * pixels..].as_ptr(),
-                        right: image.as_ptr(),
-                        rows: &starts[..rows],
-                        height,
-                        width,
-                        pitch: self.pitch,
-                        sums: sums[(block * tiles + tile) * tile_len..].as_mut_ptr(),
-                    };
-                    #[expect(unsafe_code, reason = "vector kernel")]
-                    // SAFETY: the gradient has a vector for each pixel of the block; every kernel
-                    // entry of every output pixel lies in the padded image; the sums have a tile
-                    // for each block and tile; `self.isa` is the processor's.
-                    unsafe {
-                        outer(self.isa, entries, t);
-                    }
-                }
-            }
-        }
-        for o in 0..outputs {
-            let sums = &sums[o / lanes * tiles * tile_len..][..tiles * tile_len];
-            for (entry, out) in out[o * k..][..k].iter_mut().enumerate() {
-                *out += sums[entry * lanes + o % lanes];
-            }
-        }
     }
 
     /// Images that [`Shifted::weight_gradient`] takes at once: what stays in the second-level
@@ -406,32 +310,27 @@ impl Shifted {
     /// Entries of the buffer of [`Shifted::weight_gradient`].
     pub(super) fn gradient_buffer_len(&self, outputs: usize, count: usize) -> usize {
         let (x, g) = self.pair_len(outputs);
-        match self.outer_tile() {
-            Some(_) => x + g + self.sums_len(outputs),
-            None => self.images(outputs, count) * (x + g),
-        }
+        self.images(outputs, count) * (x + g)
     }
 
     /// Adds the gradient by the weight, `[outputs, entries]`, of images and the gradients of
-    /// their outputs.
+    /// their outputs, of which each `(groups, group)` is this layout's.
     pub(super) fn weight_gradient(
         &self,
+        (groups, group): (usize, usize),
         x: &[f32],
         g: &[f32],
         outputs: usize,
         out: &mut [f32],
         buffer: &mut [f32],
     ) {
-        if let Some(tile) = self.outer_tile() {
-            return self.outer_gradient(tile, x, g, outputs, out, buffer);
-        }
         let [x_size, g_size] = [
             self.channels * self.input[0] * self.input[1],
             outputs * self.output[0] * self.output[1],
         ];
         let (x_len, g_len) = self.pair_len(outputs);
         let (k, len) = (self.offsets.len(), self.spread_len());
-        let count = g.len() / g_size.max(1);
+        let count = g.len() / (groups * g_size).max(1);
         let most = self.images(outputs, count);
         let (left_rows, right_rows) = dots_tile(self.isa);
         assert!(out.len() >= outputs * k && buffer.len() >= most * (x_len + g_len));
@@ -440,15 +339,16 @@ impl Shifted {
             let now = most.min(count - first);
             for i in 0..now {
                 let image = &mut images[i * x_len..][..x_len];
-                self.pad(&x[(first + i) * x_size..][..x_size], image);
+                let of = (first + i) * groups + group;
+                self.pad(&x[of * x_size..][..x_size], image);
                 image[self.image_len()..].fill(0.0);
-                let g = &g[(first + i) * g_size..][..g_size];
+                let g = &g[of * g_size..][..g_size];
                 self.spread(g, outputs, &mut gradients[i * g_len..][..g_len]);
             }
             // So many images at once that a tile's rows of gradients stay in the first-level cache
             // while the images' channels pass by.
-            let group = (NEAR / (left_rows * len).max(1)).clamp(1, now);
-            for at in (0..now).step_by(group) {
+            let near = (NEAR / (left_rows * len).max(1)).clamp(1, now);
+            for at in (0..now).step_by(near) {
                 for channel in (0..outputs).step_by(left_rows) {
                     for entry in (0..k).step_by(right_rows) {
                         let t = Dots {
@@ -457,7 +357,7 @@ impl Shifted {
                             right: images[at * x_len..].as_ptr(),
                             offsets: &self.offsets[entry..k.min(entry + right_rows)],
                             len,
-                            images: group.min(now - at),
+                            images: near.min(now - at),
                             left_image: g_len,
                             right_image: x_len,
                             out: out[channel * k + entry..].as_mut_ptr(),
@@ -661,7 +561,7 @@ mod tests {
         let mut found = vec![0.5f32; outputs * k];
         let mut expected = vec![0.5f64; outputs * k];
         let mut buffer = vec![f32::NAN; forward.gradient_buffer_len(outputs, images)];
-        forward.weight_gradient(&x, &dy, outputs, &mut found, &mut buffer);
+        forward.weight_gradient((1, 0), &x, &dy, outputs, &mut found, &mut buffer);
         for i in 0..images {
             let (x, dy) = (&x[i * inputs * input..], &dy[i * outputs * output..]);
             products(g, [outputs, inputs], |o, c, entry, to, from| {
