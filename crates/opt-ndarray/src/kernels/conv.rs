@@ -6,6 +6,7 @@
 //! ("columns"), which are laid out image by image, and within an image pixel block by pixel block,
 //! in a buffer of the thread.
 
+mod backward;
 mod columns;
 mod depthwise;
 mod direct;
