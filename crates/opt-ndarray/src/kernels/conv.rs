@@ -26,6 +26,8 @@ mod slide;
 #[cfg(test)]
 mod testing;
 mod transpose;
+mod winograd;
+mod winograd_tile;
 
 use opt_core::ops::Window;
 use opt_core::{Result, TensorType};

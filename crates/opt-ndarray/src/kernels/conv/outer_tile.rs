@@ -56,14 +56,10 @@ pub(super) struct Outer<'a> {
 macro_rules! kernel {
     ($name:ident, $features:literal, $lanes:literal, $vec:ty, $zero:expr, $load:ident, $store:ident,
      $fma:ident, $splat:ident, $add:ident) => {
-        /// With `ROLL` each pixel of the image meets all its gradients at once, which stay in
-        /// registers: it is read once for `E` products. That needs strides of 1 and rows of `E`
-        /// pixels at least. Without, each gradient meets all its pixels.
-        ///
         /// # Safety
         /// As [`outer`].
         #[target_feature(enable = $features)]
-        unsafe fn $name<const ROWS: usize, const E: usize, const ROLL: bool>(t: Outer<'_>) {
+        unsafe fn $name<const ROWS: usize, const E: usize>(t: Outer<'_>) {
             let mut sums = [[$zero; E]; ROWS];
             for image in 0..t.images {
                 // SAFETY: the caller vouches for the pointers.
@@ -75,52 +71,12 @@ macro_rules! kernel {
                         rows[r] = right.add(t.rows[r]);
                     }
                     for _ in 0..t.height {
-                        if ROLL {
-                            // Gradients of the last pixels, the newest first.
-                            let mut near = [$zero; E];
-                            for x in 0..E - 1 {
-                                for e in (1..E).rev() {
-                                    near[e] = near[e - 1];
-                                }
-                                near[0] = $load(left.add(x * $lanes));
-                                for r in 0..ROWS {
-                                    let right = $splat(*rows[r].add(x));
-                                    for e in 0..=x {
-                                        sums[r][e] = $fma(near[e], right, sums[r][e]);
-                                    }
-                                }
-                            }
-                            for x in E - 1..t.width {
-                                for e in (1..E).rev() {
-                                    near[e] = near[e - 1];
-                                }
-                                near[0] = $load(left.add(x * $lanes));
-                                for r in 0..ROWS {
-                                    let right = $splat(*rows[r].add(x));
-                                    for e in 0..E {
-                                        sums[r][e] = $fma(near[e], right, sums[r][e]);
-                                    }
-                                }
-                            }
-                            for x in 0..E - 1 {
-                                for e in (1..E).rev() {
-                                    near[e] = near[e - 1];
-                                }
-                                for r in 0..ROWS {
-                                    let right = $splat(*rows[r].add(t.width + x));
-                                    for e in x + 1..E {
-                                        sums[r][e] = $fma(near[e], right, sums[r][e]);
-                                    }
-                                }
-                            }
-                        } else {
-                            for x in 0..t.width {
-                                let l = $load(left.add(x * $lanes));
-                                for r in 0..ROWS {
-                                    for e in 0..E {
-                                        let right = $splat(*rows[r].add(x * t.stride + e));
-                                        sums[r][e] = $fma(l, right, sums[r][e]);
-                                    }
+                        for x in 0..t.width {
+                            let l = $load(left.add(x * $lanes));
+                            for r in 0..ROWS {
+                                for e in 0..E {
+                                    let right = $splat(*rows[r].add(x * t.stride + e));
+                                    sums[r][e] = $fma(l, right, sums[r][e]);
                                 }
                             }
                         }
@@ -180,10 +136,7 @@ mod x86 {
         ($t:expr, $entries:expr, $outer:ident, [$(($rows:literal, $e:literal))*]) => {
             match ($t.rows.len(), $entries) {
                 $(
-                    ($rows, $e) if $t.stride == 1 && $t.width >= $e && $e > 1 => {
-                        $outer::<$rows, $e, true>($t)
-                    }
-                    ($rows, $e) => $outer::<$rows, $e, false>($t),
+                    ($rows, $e) => $outer::<$rows, $e>($t),
                 )*
                 (rows, entries) => unreachable!("a tile of {rows} rows of {entries} entries"),
             }

@@ -8,6 +8,7 @@ use super::backward::Backward;
 use super::depthwise::Depthwise;
 use super::panels::{After, Panels};
 use super::real::Real;
+use super::winograd::Winograd;
 use crate::kernels::gemm::Mat;
 use crate::kernels::{Arg, CompileCx, Kernel, Out, RunCx, parallel_chunks, real};
 
@@ -23,6 +24,7 @@ struct TransposeKernel {
 enum Way {
     /// As the convolution with the turned kernel.
     Panels(Panels),
+    Winograd(Winograd),
     Depthwise(Depthwise),
     Backward(Backward),
     Columns,
@@ -55,6 +57,8 @@ fn way(s: &Sizes) -> Way {
             if let Some(depthwise) = Depthwise::new(s.groups, 1, &turned) {
                 return Way::Depthwise(depthwise);
             }
+        } else if let Some(winograd) = Winograd::new(s, [s.o, s.c], &turned) {
+            return Way::Winograd(winograd);
         } else if let Some(panels) = Panels::new(s.groups, s.o, s.c, &turned) {
             return Way::Panels(panels);
         }
@@ -83,6 +87,12 @@ impl TransposeKernel {
                     own,
                 );
                 panels.run(x, own, None, &after, out, cx.threads);
+            }
+            Way::Winograd(winograd) => {
+                let weight =
+                    |c: usize, o: usize, tap: usize| w[(o * s.c + c) * taps + taps - 1 - tap];
+                winograd.pack(weight, own, cx.threads);
+                winograd.run(x, own, after.bias, out, cx.threads);
             }
             Way::Depthwise(depthwise) => {
                 for (to, from) in own.chunks_exact_mut(taps).zip(w.chunks_exact(taps)) {
@@ -168,7 +178,9 @@ impl Kernel for TransposeKernel {
             (DType::F64, _) => self.run_as::<f64>(args, out.typed(), cx.threads),
             (_, Way::Backward(backward)) => self.run_backward(backward, args, out.typed(), cx),
             (_, Way::Columns) => self.run_as::<f32>(args, out.typed(), cx.threads),
-            (_, Way::Panels(_) | Way::Depthwise(_)) => self.run_turned(args, out.typed(), cx),
+            (_, Way::Panels(_) | Way::Winograd(_) | Way::Depthwise(_)) => {
+                self.run_turned(args, out.typed(), cx)
+            }
         }
         Ok(())
     }
@@ -177,6 +189,7 @@ impl Kernel for TransposeKernel {
         let s = &self.sizes;
         let entries = match &self.way {
             Way::Panels(panels) => panels.packed_len(),
+            Way::Winograd(winograd) => winograd.packed_len(),
             Way::Depthwise(_) => s.groups * s.geometry.taps(),
             Way::Backward(backward) => s.groups * backward.packed_len(s.c).max(1),
             Way::Columns => 0,
