@@ -14,7 +14,7 @@ use opt_examples::{BackendArgs, arrays, load, matching, print, run};
 use opt_onnx::Exporter;
 use opt_quant::{
     Awq, Gptq, Hqq, Method, Nearest, QuantizeDynamic, QuantizeStatic, QuantizeWeights, Rules,
-    Samples, Scheme, Select,
+    Samples, Scheme, Select, SmoothQuant,
 };
 
 /// Quantizes all-MiniLM-L6-v2 in several ways and compares sentence embeddings.
@@ -39,6 +39,13 @@ struct Recipe {
     pass: Box<dyn Pass>,
 }
 
+impl Recipe {
+    fn new(name: &'static str, pass: impl Pass + 'static) -> Recipe {
+        let pass = Box::new(pass);
+        Recipe { name, pass }
+    }
+}
+
 fn main() -> ExitCode {
     let args = Args::parse();
     run(|| command(&args))
@@ -47,10 +54,8 @@ fn main() -> ExitCode {
 /// All rows of the table.
 fn recipes() -> Vec<Recipe> {
     let samples = || Samples::new().mask("attention_mask");
-    let weights = |name, scheme: Scheme, method: Method| Recipe {
-        name,
-        pass: Box::new(four_bits(scheme).method(method)),
-    };
+    let weights =
+        |name, scheme, method: Method| Recipe::new(name, four_bits(scheme).method(method));
     let (int4, uint4) = (Scheme::int4(), Scheme::uint4());
     let gptq = || Gptq::new().samples(samples());
     let mut recipes = eight_bits();
@@ -80,18 +85,24 @@ fn recipes() -> Vec<Recipe> {
 
 /// 8-bit weights, embeddings and activations.
 fn eight_bits() -> Vec<Recipe> {
-    let fixed = Pipeline::new()
-        .then(QuantizeStatic::new())
-        .then(QuantizeWeights::int8());
+    let dynamic = || Pipeline::new().then(QuantizeDynamic::recommended());
+    let fixed = || {
+        Pipeline::new()
+            .then(QuantizeStatic::new())
+            .then(QuantizeWeights::int8().half_scales())
+    };
+    let smooth = || SmoothQuant::new().with_multiplications();
     vec![
-        Recipe {
-            name: "int8 dynamic",
-            pass: Box::new(QuantizeDynamic::recommended()),
-        },
-        Recipe {
-            name: "int8 static",
-            pass: Box::new(fixed),
-        },
+        Recipe::new("int8 dynamic", dynamic()),
+        Recipe::new(
+            "int8 dynamic smoothed",
+            Pipeline::new().then(smooth().alpha(0.5)).then(dynamic()),
+        ),
+        Recipe::new("int8 static", fixed()),
+        Recipe::new(
+            "int8 static smoothed",
+            Pipeline::new().then(smooth()).then(fixed()),
+        ),
     ]
 }
 

@@ -43,6 +43,7 @@ pub struct QuantizeDynamic {
     weights: Scheme,
     per_token: bool,
     others: Option<Scheme>,
+    half_scales: bool,
     rules: Rules,
 }
 
@@ -59,6 +60,7 @@ impl QuantizeDynamic {
             weights: Scheme::int8().per_tensor(),
             per_token: false,
             others: None,
+            half_scales: false,
             rules: Rules::new(),
         }
     }
@@ -90,6 +92,7 @@ impl QuantizeDynamic {
             .per_channel()
             .per_token()
             .others(int8)
+            .half_scales()
     }
 
     /// Also stores the weights that are in no product (embeddings and convolutions) in a scheme, as
@@ -98,6 +101,14 @@ impl QuantizeDynamic {
     #[must_use]
     pub fn others(mut self, scheme: Scheme) -> QuantizeDynamic {
         self.others = Some(scheme);
+        self
+    }
+
+    /// Stores the scales of [others](QuantizeDynamic::others) in 16 bits, as
+    /// [`QuantizeWeights::half_scales`] does.
+    #[must_use]
+    pub fn half_scales(mut self) -> QuantizeDynamic {
+        self.half_scales = true;
         self
     }
 
@@ -218,10 +229,11 @@ impl Pass for QuantizeDynamic {
 
     fn config(&self) -> String {
         format!(
-            "weights = \"{}\"\nper_token = {}\nothers = \"{}\"\nrules = {}\n",
+            "weights = \"{}\"\nper_token = {}\nothers = \"{}\"\nhalf_scales = {}\nrules = {}\n",
             self.weights,
             self.per_token,
             self.others.map_or("float".into(), |s| s.to_string()),
+            self.half_scales,
             self.rules
         )
     }
@@ -299,7 +311,10 @@ impl Pass for QuantizeDynamic {
             return Ok((graph, report));
         };
         // Which rules are of use has been decided, on all layers.
-        let others = QuantizeWeights::new(scheme).rules(self.rules.clone().allow_unused());
+        let mut others = QuantizeWeights::new(scheme).rules(self.rules.clone().allow_unused());
+        if self.half_scales {
+            others = others.half_scales();
+        }
         match others.apply(graph.clone(), cx) {
             Ok((graph, more)) => {
                 report.changed += more.changed;

@@ -217,6 +217,37 @@ fn embeddings_are_looked_up_in_their_codes() {
     }
 }
 
+/// Scales of embeddings in 16 bits: the codes are those of the scales as they are stored.
+#[test]
+fn scales_of_embeddings_may_be_half_as_long() {
+    let ids: Vec<i64> = vec![0, 19, 7, 7, 3, 1, 0, 12, 18, 5];
+    let ids = Tensor::new([2, 5], ids).unwrap();
+    let only = QuantizeWeights::int8().exclude("fc").half_scales();
+    for (graph, pass) in [
+        (embedded(false), only),
+        (embedded(true), QuantizeWeights::int8().half_scales()),
+    ] {
+        let weight = graph.find("embed.weight").unwrap();
+        let content = graph.value(weight).tensor().unwrap().clone();
+        let got = apply(&pass, graph.clone());
+        let stored = |name: &str| {
+            let id = got.find(name).unwrap();
+            got.value(id).tensor().unwrap().clone()
+        };
+        let (codes, scales) = (stored("embed.weight.q"), stored("embed.weight.s"));
+        assert_eq!((scales.dtype(), scales.shape()), (DType::F16, &[20][..]));
+        let mut back = Vec::new();
+        for (i, code) in codes.to_f64s().into_iter().enumerate() {
+            let scale = scales.to_f64s()[i / 33];
+            let exact = content.to_f64s()[i];
+            assert!((code * scale - exact).abs() <= 0.5001 * scale || code.abs() >= 127.0);
+            back.push((code * scale) as f32);
+        }
+        let exact = with_constant(&graph, "embed.weight", Tensor::new([20, 33], back).unwrap());
+        close(&run(&got, &ids), &run(&exact, &ids), 1e-5);
+    }
+}
+
 #[test]
 fn rules_decide_and_bad_tensors_are_named() {
     let graph = embedded(false);
