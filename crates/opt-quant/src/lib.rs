@@ -75,6 +75,7 @@
 //! | --- | --- | --- |
 //! | [`Equalize`] | gives channels equal ranges, where one scale a tensor has to do | nothing |
 //! | [`SmoothQuant`] | moves outliers of activations into the weights of matrix products | calibration examples |
+//! | [`Rotate`] | spreads outliers of a transformer's residual stream over all channels | nothing |
 //! | [`AdaRound`] | learns whether each weight is rounded up or down | calibration examples |
 //! | [`CorrectBias`] | takes the mean error of each channel out of its bias | calibration examples |
 //!
@@ -151,6 +152,7 @@ mod plan;
 mod qat;
 mod quantized;
 mod ranges;
+mod rotate;
 mod rules;
 mod scales;
 mod scheme;
@@ -181,6 +183,7 @@ pub use opt_core::{Error, ErrorKind, Result};
 pub use params::QParams;
 pub use qat::{ConvertQat, FreezeBatchNorm, PrepareQat, QuantizeAware};
 pub use quantized::{NF4, QuantizedTensor, quantize_along, quantize_tensor};
+pub use rotate::Rotate;
 pub use rules::{Rules, Select};
 pub use scheme::{Format, Granularity, Scheme};
 pub use smooth::SmoothQuant;
