@@ -76,6 +76,7 @@
 //! | [`Equalize`] | gives channels equal ranges, where one scale a tensor has to do | nothing |
 //! | [`SmoothQuant`] | moves outliers of activations into the weights of matrix products | calibration examples |
 //! | [`Rotate`] | spreads outliers of a transformer's residual stream over all channels | nothing |
+//! | [`SplitOutliers`] | keeps input channels with outliers apart, to stay in float | calibration examples, or nothing |
 //! | [`AdaRound`] | learns whether each weight is rounded up or down | calibration examples |
 //! | [`CorrectBias`] | takes the mean error of each channel out of its bias | calibration examples |
 //!
@@ -147,6 +148,7 @@ mod moments;
 mod nodes;
 mod observations;
 pub mod observer;
+mod outliers;
 mod params;
 mod plan;
 mod qat;
@@ -180,6 +182,7 @@ pub use observer::{
     AnyObserver, Kl, MinMax, MovingAverage, Mse, ObserverKind, Percentile, RangeObserver,
 };
 pub use opt_core::{Error, ErrorKind, Result};
+pub use outliers::SplitOutliers;
 pub use params::QParams;
 pub use qat::{ConvertQat, FreezeBatchNorm, PrepareQat, QuantizeAware};
 pub use quantized::{NF4, QuantizedTensor, quantize_along, quantize_tensor};
