@@ -64,6 +64,12 @@ cargo xtask bench-stream [--gigabytes N]
     beside those of copying it, and the most memory that was resident. Needs Linux, and room on the
     disk for twice the file.
 
+cargo xtask bench-calibration [--samples N,..] [--method NAME,..] [--layers N] [--width N]
+                              [--limit GB] [--write]
+    Peaks of memory and times of calibrating a deep network by 100, 1000 and 10000 samples, of this
+    library and of ONNX Runtime's calibrators (minmax, percentile, entropy), on Linux. A peer that
+    would take more than --limit (12 GB) of address space fails. --write writes docs/CALIBRATION.md.
+
 cargo xtask minilm [DIR]
     Writes the pretrained sentence encoder all-MiniLM-L6-v2 as model.onnx, and 384 sentences as
     calibration.npz and evaluation.npz, into DIR (target/minilm by default): what quantization is
@@ -96,6 +102,7 @@ fn main() -> ExitCode {
         }
         ["bench", options @ ..] => bench::bench(options),
         ["bench-stream", arguments @ ..] => stream::bench(arguments),
+        ["bench-calibration", options @ ..] => bench::calibration::run(options),
         ["minilm", arguments @ ..] => minilm::minilm(arguments),
         ["minilm-compare", arguments @ ..] => minilm::compare(arguments),
         ["onnx-check", manifest] => tool("onnx_check", manifest),

@@ -68,7 +68,7 @@ fn figure(status: &str, name: &str) -> Option<f64> {
 }
 
 /// Sets the mark to what is resident now.
-fn reset(process: u32) -> Result {
+pub(super) fn reset(process: u32) -> Result {
     let file = format!("/proc/{process}/clear_refs");
     fs::write(&file, "5").map_err(|e| format!("peaks of memory cannot be reset: {file}: {e}"))
 }
