@@ -61,8 +61,8 @@ cargo xtask bench [--only ROW|GROUP].. [--peer NAME|all].. [--threads N,..] [--r
 
 cargo xtask bench-stream [--gigabytes N]
     Quantizes a safetensors file of 8 GiB (or N) with the example `quantize_file`, and prints seconds
-    beside those of copying it, and the most memory that was resident. Needs Linux, and room on the
-    disk for twice the file.
+    beside those of copying it (four times those of a quarter), and the most memory that was
+    resident. Needs Linux, and room on the disk for one and a half times the file.
 
 cargo xtask bench-calibration [--samples N,..] [--method NAME,..] [--layers N] [--width N]
                               [--limit GB] [--write]
