@@ -357,7 +357,7 @@ impl<'a> Memory<'a> {
             outs.push(Out {
                 dtype: port.dtype,
                 shape: &port.shape,
-                bytes: &mut buffer.bytes_mut()[..port.bytes],
+                bytes: &mut buffer.bytes_mut()[port.offset..][..port.bytes],
             });
         }
         let mut cx = RunCx {

@@ -1,14 +1,11 @@
 //! Ranges of activations from examples.
 
-use std::collections::BTreeMap;
-use std::collections::btree_map::Entry;
-
-use opt_core::backend::{CompileSpec, bindings_of};
 use opt_core::data::Dataset;
-use opt_core::graph::Bindings;
-use opt_core::{Backend, Error, ErrorKind, Graph, Result, ResultExt, Session, ValueId};
+use opt_core::{Backend, Graph, Result, ValueId};
 
-use crate::observer::{ObserverKind, RangeObserver};
+use crate::batches::Batches;
+use crate::observations::Observations;
+use crate::observer::ObserverKind;
 
 /// How to calibrate.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -38,7 +35,7 @@ impl Default for Calibration {
 /// Examples may have more fields (targets) after the graph's inputs.
 ///
 /// # Errors
-/// [`ErrorKind::Data`] if there are no examples or a value is NaN or infinite, at the value's
+/// [`ErrorKind::Data`](opt_core::ErrorKind::Data) if there are no examples or a value is NaN or infinite, at the value's
 /// name.
 pub fn calibrate(
     graph: &Graph,
@@ -46,38 +43,18 @@ pub fn calibrate(
     data: &dyn Dataset,
     backend: &dyn Backend,
     options: &Calibration,
-) -> Result<BTreeMap<ValueId, Box<dyn RangeObserver>>> {
-    let count = data.len().min(options.max_examples);
-    if count == 0 || options.batch_size == 0 {
-        return Err(Error::new(ErrorKind::Data, "no examples to calibrate on"));
-    }
-    let mut observers = BTreeMap::new();
-    for &v in values {
-        observers.insert(v, options.observer.observer()?);
-    }
+) -> Result<Observations> {
+    let batches = Batches::new(data, backend, options)?;
     let outputs: Vec<(String, ValueId)> = values
         .iter()
         .map(|&v| (graph.value(v).name().to_string(), v))
         .collect();
+    let names = outputs.iter().map(|(name, _)| name.clone());
+    let mut observations = Observations::new(options.observer, names)?;
     let watched = graph.extract(&outputs, false)?;
-    let mut sessions: BTreeMap<Bindings, Box<dyn Session>> = BTreeMap::new();
-    let indices: Vec<usize> = (0..count).collect();
-    for batch in indices.chunks(options.batch_size) {
-        let mut fields = data.batch(batch)?;
-        fields.truncate(watched.inputs().len());
-        let bindings = bindings_of(&watched, &fields)?;
-        let session = match sessions.entry(bindings) {
-            Entry::Occupied(e) => e.into_mut(),
-            Entry::Vacant(e) => {
-                let mut spec = CompileSpec::new();
-                spec.bindings.clone_from(e.key());
-                e.insert(backend.compile(&watched, &spec)?.session()?)
-            }
-        };
-        for ((name, v), tensor) in outputs.iter().zip(session.run(&fields)?) {
-            let observer = observers.get_mut(v).expect("one a value");
-            observer.update(&tensor).at(|| name.clone())?;
-        }
-    }
-    Ok(observers)
+    batches.run(&watched, |examples, tensors| {
+        let named = outputs.iter().map(|(name, _)| name.as_str());
+        observations.update(examples, named.zip(&tensors))
+    })?;
+    Ok(observations)
 }

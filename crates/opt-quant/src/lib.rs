@@ -47,6 +47,39 @@
 //! [`Awq`] by the error of layers' outputs on calibration examples, [`Hqq`] and searched ranges
 //! without data.
 //!
+//! For a transformer in 8 bits without examples start with [`QuantizeDynamic::recommended`].
+//!
+//! # Calibration
+//!
+//! Static scales come from ranges that observers find in one pass over examples, in memory that does
+//! not grow with their number. [`Config::observer`] chooses:
+//!
+//! | observer | range |
+//! | --- | --- |
+//! | [`ObserverKind::MinMax`] | all values |
+//! | [`ObserverKind::MovingAverage`] | the average of the batches' ranges |
+//! | [`ObserverKind::Percentile`] | all values but a share at either end |
+//! | [`ObserverKind::Kl`] | the least loss of information |
+//! | [`ObserverKind::Mse`] | the least squared error |
+//!
+//! [`Observations`] of parts of the examples can be saved, read and merged. Where the graph bounds a
+//! value (ReLU6, sigmoid, softmax, 8-bit inputs) or its range is [given](Config::range) no examples are
+//! needed for it.
+//!
+//! # Repair
+//!
+//! Passes before [`QuantizeStatic`] and [`QuantizeDynamic`] get back what rounding would lose. They
+//! are float to float: `Equalize, AdaRound, CorrectBias, QuantizeStatic` is a pipeline.
+//!
+//! | pass | what it does | needs |
+//! | --- | --- | --- |
+//! | [`Equalize`] | gives channels equal ranges, where one scale a tensor has to do | nothing |
+//! | [`SmoothQuant`] | moves outliers of activations into the weights of matrix products | calibration examples |
+//! | [`Rotate`] | spreads outliers of a transformer's residual stream over all channels | nothing |
+//! | [`SplitOutliers`] | keeps input channels with outliers apart, to stay in float | calibration examples, or nothing |
+//! | [`AdaRound`] | learns whether each weight is rounded up or down | calibration examples |
+//! | [`CorrectBias`] | takes the mean error of each channel out of its bias | calibration examples |
+//!
 //! # Schemes
 //!
 //! Bits of a weight are those of its code and its part of scales and zero points, for the usual
@@ -78,8 +111,9 @@
 //! A QDQ graph, as ONNX Runtime and TensorRT read it. Of static quantization, the input of each
 //! quantized convolution or matrix product, and what it is made from through pooling and reshaping,
 //! is followed by one `Quantize` and `Dequantize`; weights are integer constants before a
-//! `Dequantize`; biases are `i32` constants at the scale of the products. A ReLU stands between a
-//! layer and its `Quantize`. Backends fuse each such layer into one integer kernel.
+//! `Dequantize`; biases are `i32` constants at the scale of the products, or `f32` where weights and
+//! activations have fewer than 10 bits together, which would round them too coarsely. A ReLU stands
+//! between a layer and its `Quantize`. Backends fuse each such layer into one integer kernel.
 //!
 //! Weights alone are constants before a `Dequantize`, with blocks for groups, but for these: a
 //! power-of-two scale is cast to `f32` first; the scales of NVFP4 are dequantized themselves; codes
@@ -90,48 +124,71 @@
 
 #![forbid(unsafe_code)]
 
+mod adaround;
 pub mod analysis;
 mod awq;
+mod batches;
+mod bias_correction;
 mod calibrate;
 mod cholesky;
 mod dynamic_pass;
 mod emit;
+mod equalize;
 mod fold;
 pub mod gguf;
 mod gptq;
 mod gram;
 mod grid;
 mod hqq;
+mod known;
+mod layers;
 mod layout;
 mod methods;
+mod moments;
 mod nodes;
+mod observations;
 pub mod observer;
+mod outliers;
 mod params;
 mod plan;
 mod qat;
 mod quantized;
+mod ranges;
+mod rotate;
 mod rules;
+mod scales;
 mod scheme;
+mod simulate;
+mod smooth;
 mod static_pass;
 mod stored;
 pub mod stream;
 mod task;
 mod weights_pass;
 
+pub use adaround::AdaRound;
 pub use awq::Awq;
+pub use bias_correction::CorrectBias;
 pub use calibrate::{Calibration, calibrate};
 pub use dynamic_pass::QuantizeDynamic;
+pub use equalize::Equalize;
 pub use gptq::Gptq;
 pub use gram::Samples;
 pub use hqq::Hqq;
 pub use layout::Axes;
 pub use methods::{Method, Nearest};
-pub use observer::{Kl, MinMax, Mse, ObserverKind, Percentile, RangeObserver};
+pub use observations::Observations;
+pub use observer::{
+    AnyObserver, Kl, MinMax, MovingAverage, Mse, ObserverKind, Percentile, RangeObserver,
+};
 pub use opt_core::{Error, ErrorKind, Result};
+pub use outliers::SplitOutliers;
 pub use params::QParams;
-pub use qat::{ConvertQat, PrepareQat, QuantizeAware};
+pub use qat::{ConvertQat, FreezeBatchNorm, PrepareQat, QuantizeAware};
 pub use quantized::{NF4, QuantizedTensor, quantize_along, quantize_tensor};
+pub use rotate::Rotate;
 pub use rules::{Rules, Select};
 pub use scheme::{Format, Granularity, Scheme};
+pub use smooth::SmoothQuant;
 pub use static_pass::{Config, QuantizeStatic};
 pub use weights_pass::QuantizeWeights;

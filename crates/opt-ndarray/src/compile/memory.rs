@@ -181,12 +181,14 @@ pub(super) fn plan(mut ir: Ir, threads: usize, costs: &HashMap<String, Cost>) ->
         }
         let given = in_place(&*kernel, &args, &outs, |i, o| {
             let last = last_use.get(&ir.alias[step.inputs[i]]) == Some(&at);
-            last && match args[i].place {
-                Place::Slot(_) => true,
-                // Over a variable only what it is assigned anyway.
-                Place::Variable(x) => at >= sunk && targets.get(&step.outputs[o]) == Some(&x),
-                _ => false,
-            }
+            let part = ir.parts.contains_key(&step.outputs[o]);
+            last && !part
+                && match args[i].place {
+                    Place::Slot(_) => true,
+                    // Over a variable only what it is assigned anyway.
+                    Place::Variable(x) => at >= sunk && targets.get(&step.outputs[o]) == Some(&x),
+                    _ => false,
+                }
         });
         kernel.give(&given);
         for (o, &v) in step.outputs.iter().enumerate() {
@@ -196,6 +198,20 @@ pub(super) fn plan(mut ir: Ir, threads: usize, costs: &HashMap<String, Cost>) ->
                 .map(|&(i, _)| args[i].place);
             outs[o].place = match over {
                 Some(place) => place,
+                None if ir.parts.contains_key(&v) => {
+                    let (whole, offset) = ir.parts[&v];
+                    outs[o].offset = offset;
+                    match places.get(&whole) {
+                        Some(&place) => place,
+                        None => {
+                            let ty = &ir.types[whole];
+                            let bytes = ty.dtype.bytes(ty.shape.len()?);
+                            let place = Place::Slot(slots.take(bytes));
+                            places.insert(whole, place);
+                            place
+                        }
+                    }
+                }
                 None if exact.contains(&v) => Place::Slot(slots.take_exact(outs[o].bytes)),
                 None => Place::Slot(slots.take(outs[o].bytes)),
             };
@@ -218,7 +234,8 @@ pub(super) fn plan(mut ir: Ir, threads: usize, costs: &HashMap<String, Cost>) ->
         }
         for &v in &step.outputs {
             // An output that nothing reads.
-            if let (None, Place::Slot(slot)) = (last_use.get(&v), places[&v]) {
+            let part = ir.parts.contains_key(&v);
+            if let (None, false, Place::Slot(slot)) = (last_use.get(&v), part, places[&v]) {
                 slots.free.push(slot);
             }
         }
