@@ -38,8 +38,8 @@ pub(super) const TILE: usize = ROWS * ROW;
 pub(super) const BLOCK: usize = 2 * ROWS;
 
 /// Steps of 64 bytes for which a block of activations (2 KiB a step) stays in the first-level
-/// cache while as much of weights passes by; longer sums go to memory in between.
-pub(super) const STEPS: usize = 8;
+/// cache while weights pass by; longer sums go to memory in between.
+pub(super) const STEPS: usize = 16;
 
 /// Whether the processor multiplies tiles of bytes, the operating system keeps their registers,
 /// and this process may use them; also whether it has the vectors that finish a tile.

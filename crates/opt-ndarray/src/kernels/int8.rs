@@ -26,6 +26,9 @@ pub enum IntPath {
     Amx,
     /// 8-bit dot products on 512-bit vectors (AVX-512 VNNI).
     Vnni,
+    /// 16-bit dot products on 256-bit vectors (AVX2). Those of 8 bits that AVX2 has saturate, and
+    /// are not used.
+    Avx2,
     /// Plain loops: the reference that every other path equals bit for bit.
     Portable,
 }
@@ -45,6 +48,7 @@ impl IntPath {
             IntPath::Auto | IntPath::Portable => true,
             IntPath::Amx => has_amx(),
             IntPath::Vnni => has_vnni(),
+            IntPath::Avx2 => has_avx2(),
         }
     }
 
@@ -165,6 +169,18 @@ fn has_vnni() -> bool {
     }
 }
 
+/// Whether the processor has 256-bit vectors of integers.
+fn has_avx2() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    {
+        is_x86_feature_detected!("avx2")
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    {
+        false
+    }
+}
+
 /// Packs a layer whose inputs are `rows` pixels (for a matrix product) or images.
 pub(crate) fn compile(layer: Layer, rows: usize) -> Box<dyn Kernel> {
     #[cfg(target_arch = "x86_64")]
@@ -173,7 +189,7 @@ pub(crate) fn compile(layer: Layer, rows: usize) -> Box<dyn Kernel> {
         let wanted = match layer.path {
             IntPath::Amx => true,
             IntPath::Auto => has_amx() && AmxLayer::suits(&layer, rows),
-            IntPath::Vnni | IntPath::Portable => false,
+            IntPath::Vnni | IntPath::Avx2 | IntPath::Portable => false,
         };
         // Tiles are finished without a thought for NaN, which comes of a multiplier only.
         let plain = match layer.finish {

@@ -289,13 +289,11 @@ impl Bf16MatMul {
             drop(tiles);
             let sums: &[f32] = bytemuck::cast_slice(work.sums.bytes());
             for r in 0..BLOCK.min(m - block * BLOCK) {
-                let blocks = work.row.chunks_exact_mut(BLOCK);
-                for (to, sums) in blocks.zip(sums.chunks_exact(4 * TILE / 4)) {
-                    for (side, to) in to.chunks_exact_mut(ROWS).enumerate() {
-                        let tile = r / ROWS * 2 + side;
-                        let at = tile * (TILE / 4) + r % ROWS * ROWS;
-                        to.copy_from_slice(&sums[at..at + ROWS]);
-                    }
+                let at = r / ROWS * 2 * (TILE / 4) + r % ROWS * ROWS;
+                let halves = work.row.as_chunks_mut::<ROWS>().0;
+                for (i, to) in halves.iter_mut().enumerate() {
+                    let from = &sums[i / 2 * TILE + at + i % 2 * (TILE / 4)..];
+                    to.copy_from_slice(&from[..ROWS]);
                 }
                 let row = &mut work.row[..columns.len()];
                 if let Some(bias) = bias {

@@ -9,7 +9,7 @@ use std::arch::x86_64::{
     _mm512_maskz_compress_ps, _mm512_max_epi8, _mm512_max_epu8, _mm512_max_ps, _mm512_min_ps,
     _mm512_mul_ps, _mm512_packs_epi16, _mm512_packs_epi32, _mm512_packus_epi16,
     _mm512_permutexvar_epi32, _mm512_set1_epi8, _mm512_set1_epi16, _mm512_set1_epi32,
-    _mm512_set1_ps, _mm512_setr_epi32, _mm512_setzero_ps,
+    _mm512_set1_ps, _mm512_setr_epi32, _mm512_setzero_ps, _mm512_stream_si512,
 };
 
 use super::super::SharedMut;
@@ -46,12 +46,23 @@ impl Target<'_> {
         self.out.at(at)
     }
 
+    /// Whether rows of `len` elements of 4 bytes from `first` on pass by the caches: whole lines of
+    /// an output that the second-level cache does not hold, where it would push out the weights.
+    /// Who writes them calls `_mm_sfence` before others read them.
+    fn streams(&self, first: *mut u8, len: usize) -> bool {
+        let lines = (self.pitch * self.size).is_multiple_of(ROW) && len == 2 * ROWS;
+        lines && first.addr().is_multiple_of(ROW) && self.out.len() >= STREAM
+    }
+
     /// The address of the first of some rows of `len` elements.
     fn rows(&self, rows: usize, len: usize) -> *mut u8 {
         self.row(rows - 1, 0, len);
         self.row(0, 0, len)
     }
 }
+
+/// Bytes of an output from which it is written past the caches.
+const STREAM: usize = 1 << 21;
 
 /// Rounds half to even, as `f32::round_ties_even`.
 const NEAREST: i32 = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
@@ -265,12 +276,18 @@ impl Sums<'_> {
             let sides = if len > ROWS { 2 } else { 1 };
             if rows > 0 {
                 let first = target.rows(rows, len);
+                let stream = target.streams(first, len);
                 for row in 0..rows {
                     for side in 0..sides {
                         let to = first.wrapping_add(row * pitch + side * ROW);
-                        // SAFETY: `rows` has found room for the lanes of the mask in all rows.
+                        let sums = whole(row, side);
+                        // SAFETY: `rows` has found room for the lanes of the mask in all rows;
+                        // `streams` has found all lanes and their alignment.
                         unsafe {
-                            _mm512_mask_storeu_epi32(to.cast(), masks[side], whole(row, side));
+                            match stream {
+                                true => _mm512_stream_si512(to.cast(), sums),
+                                false => _mm512_mask_storeu_epi32(to.cast(), masks[side], sums),
+                            }
                         }
                     }
                 }

@@ -254,6 +254,9 @@ impl AmxLayer {
         if let Some((a, o, sums)) = waiting {
             self.finish(out, scales, task.group, a, o, sums);
         }
+        // Orders what was written past the caches before what tells others of it.
+        // SAFETY: every processor with tiles has the instruction.
+        unsafe { std::arch::x86_64::_mm_sfence() };
     }
 
     /// Where the weights of a part of a block of outputs start, and how they go on: there and

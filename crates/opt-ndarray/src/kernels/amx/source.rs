@@ -148,8 +148,12 @@ pub(super) fn spread(width: usize) -> bool {
 /// Copies a row of activations to the same row of the tiles of a block; rows from 16 on lie in
 /// the second tiles, which the place of `to` has to account for.
 pub(super) fn copy_row(row: &[u8], to: &mut [u8]) {
-    for (i, part) in row.chunks(ROW).enumerate() {
-        to[i * 2 * TILE..][..part.len()].copy_from_slice(part);
+    let (parts, rest) = row.as_chunks::<ROW>();
+    for (part, to) in parts.iter().zip(to.chunks_mut(2 * TILE)) {
+        to[..ROW].copy_from_slice(part);
+    }
+    if !rest.is_empty() {
+        to[parts.len() * 2 * TILE..][..rest.len()].copy_from_slice(rest);
     }
 }
 

@@ -11,6 +11,7 @@ use super::*;
 fn paths() -> Vec<IntPath> {
     let all = [
         IntPath::Portable,
+        IntPath::Avx2,
         IntPath::Vnni,
         IntPath::Amx,
         IntPath::Auto,
@@ -185,14 +186,14 @@ fn run_on(
     threads: usize,
 ) -> Vec<u8> {
     let kernel = compile(Layer { path, ..l.clone() }, rows);
-    // Floats need an aligned buffer.
-    let mut out = vec![f32::NAN; len.div_ceil(4)];
+    // As sessions have it: aligned to cache lines.
+    let mut out = opt_core::tensor::Buffer::from_slice(&vec![0xffu8; len]);
     let dtype = match l.finish {
         Finish::Requantize { .. } => DType::U8,
         Finish::Dequantize { .. } => DType::F32,
         Finish::Sums => DType::I32,
     };
-    let bytes = &mut bytemuck::cast_slice_mut(&mut out)[..len];
+    let bytes = out.bytes_mut();
     let arg = |dtype, bytes| Arg {
         dtype,
         shape: &[],
@@ -477,6 +478,9 @@ fn long_sums_and_large_products_agree_with_the_definition() {
     // Rows of whole cache lines, an odd number and a power of two.
     product(80, 64, 320, false, 200, dequantize, 5);
     product(64, 96, 1024, true, 200, requantize, 6);
+    // An output that goes past the caches, and one whose rows are no whole lines.
+    product(1030, 512, 24, true, 9, End::Sums, 7);
+    product(1030, 520, 24, false, 9, End::Sums, 8);
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! Integer layers on vectors of 8-bit dot products, or on plain loops.
+//! Integer layers on vectors of 8-bit dot products or of 16-bit ones, or on plain loops.
 //!
 //! A layer is the sum over contiguous runs of bytes of a patch: an image is laid out with its
 //! channels fastest and a border of zero points, so that a kernel row of all channels is one run.
@@ -17,7 +17,7 @@ use opt_core::{DType, Result};
 use super::super::elementwise;
 use super::super::{Arg, Kernel, Out, RunCx, SharedMut, parallel, parallel_chunks};
 use super::affine::{Affine, Scales};
-use super::{Finish, IntPath, Layer, has_vnni};
+use super::{Finish, IntPath, Layer, has_avx2, has_vnni};
 
 /// Outputs of a block: the lanes of a 512-bit vector.
 const LANES: usize = 16;
@@ -55,7 +55,28 @@ pub(crate) struct IntLayer {
     bases: Vec<u32>,
     /// Height, width and padding of the laid-out image; a matrix product has rows of pixels.
     padded: (usize, usize),
-    vector: bool,
+    vectors: Vectors,
+}
+
+/// What multiplies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Vectors {
+    Vnni,
+    Avx2,
+    None,
+}
+
+impl Vectors {
+    /// The best of a path that the processor has.
+    fn of(path: IntPath) -> Vectors {
+        match path {
+            IntPath::Portable => Vectors::None,
+            IntPath::Avx2 if has_avx2() => Vectors::Avx2,
+            _ if has_vnni() => Vectors::Vnni,
+            _ if has_avx2() => Vectors::Avx2,
+            _ => Vectors::None,
+        }
+    }
 }
 
 /// A part of a layer that one thread computes.
@@ -144,7 +165,7 @@ impl IntLayer {
         let affine = Affine::new(&layer, LANES, shift);
         layer.weight = Vec::new();
         IntLayer {
-            vector: layer.path != IntPath::Portable && has_vnni(),
+            vectors: Vectors::of(layer.path),
             layer,
             runs: shape,
             quads,
@@ -216,10 +237,23 @@ impl IntLayer {
         let weight = &self.weight[at * size..][..count * size];
         let start = &start[at * LANES..][..count * LANES];
         #[cfg(target_arch = "x86_64")]
-        if self.vector {
+        if self.vectors != Vectors::None {
             let last = bases.iter().max().map_or(0, |&b| b as usize) + channel;
             let reach = self.runs.iter().map(|r| r.offset + 4 * r.quads).max();
             assert!(last + reach.unwrap_or(0) <= image.len());
+            if self.vectors == Vectors::Avx2 {
+                let mut out = [[[0; LANES]; PIXELS]; BLOCKS];
+                let blocks = weight.chunks_exact(size).zip(start.chunks_exact(LANES));
+                for (out, (weight, start)) in out.iter_mut().zip(blocks) {
+                    for (out, bases) in out.chunks_exact_mut(2).zip(bases.chunks(2)) {
+                        // SAFETY: `has_avx2` found the instructions; every quad lies in the image
+                        // as asserted; the weights and the start are one block's.
+                        let sums = unsafe { self.avx2(image, bases, channel, weight, start) };
+                        out.copy_from_slice(&sums);
+                    }
+                }
+                return out;
+            }
             // SAFETY: `has_vnni` found the instructions; every quad that is read lies in the
             // image as asserted, and there are as many blocks of weights and starts as asked for.
             return unsafe {
@@ -309,6 +343,72 @@ impl IntLayer {
             for (o, s) in out.iter_mut().zip(sums) {
                 // SAFETY: 16 integers of 4 bytes.
                 unsafe { _mm512_storeu_si512(o.as_mut_ptr().cast(), s) };
+            }
+        }
+        out
+    }
+
+    /// The sums of one block for one or two pixels, by products of 16 bits, which cannot saturate.
+    ///
+    /// # Safety
+    /// The processor has AVX2, every quad of every base lies in the image, and `weight` and `start`
+    /// are a block.
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx2")]
+    unsafe fn avx2(
+        &self,
+        image: &[u8],
+        bases: &[u32],
+        channel: usize,
+        weight: &[i8],
+        start: &[i32],
+    ) -> [[i32; LANES]; 2] {
+        use std::arch::x86_64::{
+            __m128i, _mm_cvtepu8_epi16, _mm_cvtsi32_si128, _mm_loadu_si128, _mm256_add_epi32,
+            _mm256_broadcastq_epi64, _mm256_cvtepi8_epi16, _mm256_madd_epi16, _mm256_setzero_si256,
+            _mm256_storeu_si256,
+        };
+        /// Outputs of a vector of weights.
+        const FOUR: usize = 4;
+        let mut starts = [image.as_ptr(); 2];
+        for (i, s) in starts.iter_mut().enumerate() {
+            // A lonely pixel is computed twice.
+            let base = bases[i.min(bases.len() - 1)] as usize + channel;
+            *s = image.as_ptr().wrapping_add(base);
+        }
+        // Two sums for each output: of the first and the second pair of each quad.
+        let mut sums = [[_mm256_setzero_si256(); LANES / FOUR]; 2];
+        let mut w: *const __m128i = weight.as_ptr().cast();
+        for run in &self.runs {
+            for quad in 0..run.quads {
+                let mut blocks = [_mm256_setzero_si256(); LANES / FOUR];
+                for (i, block) in blocks.iter_mut().enumerate() {
+                    // SAFETY: a block of weights has 64 bytes for each quad.
+                    let bytes = unsafe { _mm_loadu_si128(w.wrapping_add(i)) };
+                    *block = _mm256_cvtepi8_epi16(bytes);
+                }
+                w = w.wrapping_add(LANES / FOUR);
+                for (sums, s) in sums.iter_mut().zip(&starts) {
+                    let at = s.wrapping_add(run.offset + 4 * quad);
+                    // SAFETY: the quad lies in the image as the caller vouches.
+                    let x = unsafe { at.cast::<i32>().read_unaligned() };
+                    let x = _mm256_broadcastq_epi64(_mm_cvtepu8_epi16(_mm_cvtsi32_si128(x)));
+                    for (sum, &block) in sums.iter_mut().zip(&blocks) {
+                        *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(x, block));
+                    }
+                }
+            }
+        }
+        let mut out = [[0; LANES]; 2];
+        for (out, sums) in out.iter_mut().zip(sums) {
+            for (i, sum) in sums.into_iter().enumerate() {
+                let mut pairs = [0i32; 2 * FOUR];
+                // SAFETY: 8 integers of 4 bytes.
+                unsafe { _mm256_storeu_si256(pairs.as_mut_ptr().cast(), sum) };
+                for (j, pair) in pairs.as_chunks::<2>().0.iter().enumerate() {
+                    let at = i * FOUR + j;
+                    out[at] = start[at].wrapping_add(pair[0]).wrapping_add(pair[1]);
+                }
             }
         }
         out
