@@ -53,7 +53,7 @@ pub(crate) fn peak(worker: &mut Worker, request: &Value) -> Result<Peak> {
 }
 
 /// A figure of a process, in MiB.
-pub(super) fn resident(process: u32, name: &str) -> Result<f64> {
+pub(crate) fn resident(process: u32, name: &str) -> Result<f64> {
     let file = format!("/proc/{process}/status");
     let text = fs::read_to_string(&file)
         .map_err(|e| format!("peaks of memory need Linux: {file}: {e}"))?;

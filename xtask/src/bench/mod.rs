@@ -10,7 +10,7 @@ pub(crate) mod calibration;
 mod line;
 mod machine;
 mod measure;
-mod memory;
+pub(crate) mod memory;
 mod models;
 mod options;
 mod peers;
