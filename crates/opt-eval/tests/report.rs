@@ -209,12 +209,43 @@ fn names_are_text_wherever_they_stand() {
         .confusion(EVIL, &matrix, [EVIL, EVIL])
         .confusion(EVIL, &many, [EVIL; 41])
         .curves(EVIL, EVIL, EVIL, [Curve::new(EVIL, [(0.0, 1.0)])])
+        .layer_bars(EVIL, EVIL, [bar_series(EVIL, &[(EVIL, 1.0)])])
         .to_html()
         .unwrap();
     assert_well_formed(&html);
     assert!(!html.contains("<script"));
     assert!(html.contains("&lt;script&gt;alert(1)&lt;/script&gt;"));
     assert!(!html.contains('\u{202e}'));
+}
+
+fn bar_series(name: &str, values: &[(&str, f64)]) -> (String, Vec<(String, f64)>) {
+    let values = values.iter().map(|(layer, v)| (layer.to_string(), *v));
+    (name.into(), values.collect())
+}
+
+#[test]
+fn bars_stand_beside_each_other_by_layer() {
+    let one = bar_series("int8", &[("a", 0.25), ("b", 3.0)]);
+    // In another order, and without a number for one layer.
+    let two = bar_series("int4", &[("c", f64::INFINITY), ("b", 4.0), ("a", -1.0)]);
+    let html = HtmlReport::new("bars")
+        .layer_bars("Sensitivity", "error", [one.clone(), two])
+        .to_html()
+        .unwrap();
+    assert_well_formed(&html);
+    for said in ["a, int8: 0.25", "b, int8: 3", "b, int4: 4"] {
+        assert!(html.contains(said), "{said}");
+    }
+    assert!(!html.contains("a, int4:") && !html.contains("c, int"));
+    let report = HtmlReport::new("bars");
+    assert!(
+        report
+            .clone()
+            .layer_bars("many", "x", vec![one; 5])
+            .to_html()
+            .is_err()
+    );
+    assert!(report.layer_bars("none", "x", []).to_html().is_err());
 }
 
 #[test]
@@ -265,6 +296,12 @@ fn odd_numbers_and_nothing_at_all_break_no_drawing() {
             ["a name that is much longer than its cell can be"],
         )
         .curves("no curves", "x", "y", [])
+        .layer_bars("no bars", "x", [bar_series("s", &[])])
+        .layer_bars(
+            "odd bars",
+            "x",
+            [bar_series("s", &[("a", nan), ("b", 1e300), ("c", 0.0)])],
+        )
         .curves("no points", "x", "y", curves(vec![]))
         .curves("no numbers", "x", "y", curves(vec![(nan, 1.0), (1.0, inf)]))
         .curves("one point", "x", "y", curves(vec![(1.0, 5.0), (2.0, nan)]))

@@ -40,7 +40,7 @@
 //! | --- | --- | --- | --- |
 //! | [`QuantizeWeights`] | any scheme | float | nothing; calibration examples for some methods |
 //! | [`QuantizeDynamic`] | 8-bit integers | 8-bit integers, scales found in each run: for the tensor or each token | nothing |
-//! | [`QuantizeStatic`] | integers per channel or tensor | 8-bit integers, scales from examples | calibration examples |
+//! | [`QuantizeStatic`] | integers per channel or tensor | 8-bit integers, scales from examples | calibration examples, or known ranges |
 //! | [`QuantizeAware`] | the same, trained with rounding in the forward pass | the same | training examples |
 //!
 //! [`QuantizeWeights`] rounds to nearest, or finds codes and scales by a [`Method`]: [`Gptq`] and

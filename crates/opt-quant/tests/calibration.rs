@@ -148,6 +148,37 @@ fn observations_from_a_file_quantize_like_examples() {
     assert_eq!(Observations::load(&file).unwrap_err().kind(), ErrorKind::Io);
 }
 
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(200))]
+    /// Text that was tampered with is refused, or read as something that can be used.
+    #[test]
+    fn spoilt_text_never_panics(
+        kind in 0usize..KINDS.len(),
+        changes in proptest::collection::vec((any::<prop::sample::Index>(), 0usize..16), 1..6),
+    ) {
+        let mut spoilt = Observations::new(KINDS[kind], ["x".to_string()]).unwrap();
+        let x = Tensor::new([5], [-1.5f32, 0.0, 0.25, 3.0, 700.0]).unwrap();
+        spoilt.update(5, [("x", &x)]).unwrap();
+        let mut text = serde_json::to_string(&spoilt).unwrap().into_bytes();
+        for (place, to) in changes {
+            let at = place.index(text.len());
+            text[at] = b"0123456789-.e,[]"[to];
+        }
+        if let Ok(mut read) = serde_json::from_slice::<Observations>(&text) {
+            let copy = read.clone();
+            read.merge(&copy).unwrap();
+            for (name, _) in copy.values() {
+                let scheme = Config::default().activations;
+                if let Ok((low, high)) = read.range(name, &scheme) {
+                    prop_assert!(low <= high);
+                }
+            }
+            let again = serde_json::to_string(&copy).unwrap();
+            prop_assert_eq!(serde_json::from_str::<Observations>(&again).unwrap(), copy);
+        }
+    }
+}
+
 #[test]
 fn what_does_not_belong_together_is_not_merged() {
     let (graph, all) = (network(false), data(16));

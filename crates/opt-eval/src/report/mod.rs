@@ -9,6 +9,7 @@ mod plots;
 mod predictions;
 mod svg;
 
+use std::collections::HashMap;
 use std::io::Write;
 use std::path::Path;
 
@@ -17,6 +18,8 @@ use opt_core::{Error, Graph, Result, ResultExt};
 
 use crate::cost::batch_of_one;
 use crate::{Comparison, ConfusionMatrix, LayerTime, ModelCost};
+use axis::Unit;
+use plots::bars::{Bars, Group};
 use plots::{Figure, SERIES};
 use svg::escape;
 
@@ -89,6 +92,15 @@ pub struct HtmlReport<'a> {
     times: Vec<(String, Vec<LayerTime>)>,
     confusions: Vec<(String, ConfusionMatrix, Vec<String>)>,
     curves: Vec<Curves>,
+    bars: Vec<LayerBars>,
+}
+
+/// Numbers of layers.
+#[derive(Debug, Clone)]
+struct LayerBars {
+    heading: String,
+    axis: String,
+    series: Vec<(String, Vec<(String, f64)>)>,
 }
 
 #[derive(Debug, Clone)]
@@ -128,6 +140,7 @@ impl<'a> HtmlReport<'a> {
             times: Vec::new(),
             confusions: Vec::new(),
             curves: Vec::new(),
+            bars: Vec::new(),
         }
     }
 
@@ -222,6 +235,61 @@ impl<'a> HtmlReport<'a> {
         self
     }
 
+    /// Adds bars of a number for each layer, such as how far quantizing a layer moves the outputs, in
+    /// one to four series. Layers are told apart by name; a number that is negative or infinite has
+    /// no bar.
+    ///
+    /// ```
+    /// use opt_core::nn::{Linear, ModelBuilder};
+    /// use opt_core::{Context, Pass, Tensor};
+    /// use opt_data::TensorDataset;
+    /// use opt_eval::HtmlReport;
+    /// use opt_ndarray::NdarrayBackend;
+    /// use opt_quant::analysis::sensitivity;
+    /// use opt_quant::{QuantizeWeights, Rules, Scheme};
+    ///
+    /// let mut m = ModelBuilder::new("model", 0);
+    /// let x = m.batch("x", [64])?;
+    /// let h = m.layer("fc1", Linear::new(64), x)?;
+    /// let y = m.layer("fc2", Linear::new(3), h)?;
+    /// m.output("y", y)?;
+    /// let graph = m.finish()?;
+    ///
+    /// let x: Vec<f32> = (0..640).map(|i| (i as f32).sin()).collect();
+    /// let data = TensorDataset::new(vec![Tensor::new([10, 64], x)?])?;
+    /// let backend = NdarrayBackend::new();
+    /// let mut cx = Context::new().with_backend(&backend).with_calibration(&data);
+    /// let mut series = Vec::new();
+    /// for scheme in [Scheme::int8(), Scheme::int4()] {
+    ///     let pass = move |rules: &Rules| {
+    ///         Box::new(QuantizeWeights::new(scheme).rules(rules.clone())) as Box<dyn Pass>
+    ///     };
+    ///     let layers = ["fc1.weight", "fc2.weight"];
+    ///     let table = sensitivity(&graph, &pass, scheme, &layers, &mut cx)?;
+    ///     let errors = table.layers.into_iter().map(|layer| (layer.name, layer.mse));
+    ///     series.push((scheme.to_string(), errors.collect::<Vec<_>>()));
+    /// }
+    /// let html = HtmlReport::new("Sensitivity")
+    ///     .layer_bars("One layer at a time", "mean squared error of the outputs", series)
+    ///     .to_html()?;
+    /// assert!(html.contains("fc2.weight, int4"));
+    /// # Ok::<(), opt_core::Error>(())
+    /// ```
+    #[must_use]
+    pub fn layer_bars(
+        mut self,
+        heading: impl Into<String>,
+        axis: impl Into<String>,
+        series: impl IntoIterator<Item = (String, Vec<(String, f64)>)>,
+    ) -> HtmlReport<'a> {
+        self.bars.push(LayerBars {
+            heading: heading.into(),
+            axis: axis.into(),
+            series: series.into_iter().collect(),
+        });
+        self
+    }
+
     /// The report as HTML.
     ///
     /// # Errors
@@ -240,7 +308,8 @@ impl<'a> HtmlReport<'a> {
         ));
         body.push_str(&page::section("Training", &page::cards(self.training())));
         let in_focus: Vec<&Counted<'_>> = focus.iter().map(|&m| &models[m]).collect();
-        let layers = layers::charts(&in_focus, &self.times);
+        let mut layers = layers::charts(&in_focus, &self.times);
+        layers.push_str(&page::cards(self.layer_charts()?));
         body.push_str(&page::section("Layer by layer", &layers));
         let weights = layers::weights(&in_focus)?;
         body.push_str(&page::section("Weights", &weights));
@@ -301,6 +370,40 @@ impl<'a> HtmlReport<'a> {
             })
         };
         names.iter().map(find).collect()
+    }
+
+    fn layer_charts(&self) -> Result<Vec<Figure>> {
+        let mut out = Vec::new();
+        for (i, bars) in self.bars.iter().enumerate() {
+            let count = bars.series.len();
+            if count == 0 || count > SERIES {
+                let message = format!("expected one to {SERIES} series of bars, found {count}");
+                return Err(Error::invalid(message).at(bars.heading.clone()));
+            }
+            let mut groups: Vec<Group> = Vec::new();
+            let mut places: HashMap<&str, usize> = HashMap::new();
+            for (s, (_, values)) in bars.series.iter().enumerate() {
+                for (name, value) in values {
+                    let place = *places.entry(name).or_insert_with(|| {
+                        let values = vec![None; count];
+                        let name = name.clone();
+                        groups.push(Group { name, values });
+                        groups.len() - 1
+                    });
+                    groups[place].values[s] = (*value >= 0.0).then_some(*value);
+                }
+            }
+            let names: Vec<String> = bars.series.iter().map(|s| s.0.clone()).collect();
+            let what = Bars {
+                id: &format!("layerbars{i}"),
+                heading: &bars.heading,
+                axis: &bars.axis,
+                caption: "",
+                unit: Unit::Number,
+            };
+            out.extend(plots::bars::bars(what, &names, &groups));
+        }
+        Ok(out)
     }
 
     fn training(&self) -> Vec<Figure> {
