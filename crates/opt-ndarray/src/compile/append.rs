@@ -1,12 +1,13 @@
 //! Concatenations that begin with the same pieces, as densely connected networks have them: each
-//! piece is copied once, behind the ones before it.
+//! piece is copied once, behind the ones before it. Of others the pieces are computed in place.
 
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use opt_core::Result;
 use opt_core::ops::Op;
+use opt_core::{DType, Result};
 
+use super::fuse::producers;
 use super::plan::{Id, Ir, Kind, Lowered, Step};
 use crate::kernels::append::Append;
 use crate::kernels::{CompileCx, Kernel};
@@ -92,6 +93,47 @@ pub(super) fn chain(ir: &mut Ir) -> Result<()> {
             step.outputs = vec![grown];
         }
     }
+    Ok(())
+}
+
+/// Has the pieces of a concatenation computed where it has them, where each is the result of one
+/// kernel that nothing else reads, and they lie one after the other. Runs after [`chain`].
+pub(super) fn in_parts(ir: &mut Ir) -> Result<()> {
+    let uses = ir.uses();
+    let producers = producers(ir);
+    for at in 0..ir.steps.len() {
+        let step = &ir.steps[at];
+        let Kind::Op(Op::Concat(concat)) = &step.kind else {
+            continue;
+        };
+        let out = step.outputs[0];
+        let shape = ir.types[out].shape.fixed()?;
+        let flat = shape[..concat.axis].iter().product::<usize>() == 1;
+        let computed = |&v: &Id| -> bool {
+            let step = producers.get(&v).map(|&from| &ir.steps[from]);
+            let serves = step.is_some_and(|step| {
+                let kernel = matches!(&step.kind, Kind::Op(Op::Conv(_) | Op::MaxPool(_)));
+                kernel && step.outputs == [v]
+            });
+            serves && ir.alias[v] == v && uses[v] == 1
+        };
+        if !flat || ir.types[out].dtype != DType::F32 || !step.inputs.iter().all(computed) {
+            continue;
+        }
+        let step = ir.steps[at].clone();
+        let mut offset = 0;
+        for &v in &step.inputs {
+            ir.parts.insert(v, (out, offset));
+            offset += ir.types[v].dtype.bytes(ir.types[v].shape.len()?);
+        }
+        // There is nothing left to do; the last piece stands for it.
+        let last = step.inputs.iter().map(|v| producers[v]).max();
+        ir.steps[last.expect("a concatenation has pieces")]
+            .nodes
+            .extend(step.nodes);
+        ir.steps[at].outputs.clear();
+    }
+    ir.steps.retain(|step| !step.outputs.is_empty());
     Ok(())
 }
 

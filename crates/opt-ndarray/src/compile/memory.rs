@@ -1,6 +1,6 @@
 //! Which slot each result lives in: as few bytes as a greedy choice in running order gives.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use opt_core::ops::{Cost, Op};
 use opt_core::{Result, Tensor};
@@ -136,8 +136,14 @@ pub(super) fn plan(mut ir: Ir, threads: usize, costs: &HashMap<String, Cost>) ->
     for &v in ir.outputs.iter().chain(ir.assigns.iter().map(|a| &a.1)) {
         last_use.insert(ir.alias[v], usize::MAX);
     }
-    // Values whose slot may change places with a variable's buffer.
-    let exact: Vec<Id> = ir.assigns.iter().map(|a| ir.alias[a.1]).collect();
+    // Values whose slot may change places with the buffer of a variable or of an output.
+    let assigned = ir.assigns.iter().map(|a| &a.1);
+    let exact: HashSet<Id> = ir
+        .outputs
+        .iter()
+        .chain(assigned)
+        .map(|&v| ir.alias[v])
+        .collect();
 
     let mut places: HashMap<Id, Place> = HashMap::new();
     for (i, (v, _)) in ir.inputs.iter().enumerate() {
@@ -175,12 +181,14 @@ pub(super) fn plan(mut ir: Ir, threads: usize, costs: &HashMap<String, Cost>) ->
         }
         let given = in_place(&*kernel, &args, &outs, |i, o| {
             let last = last_use.get(&ir.alias[step.inputs[i]]) == Some(&at);
-            last && match args[i].place {
-                Place::Slot(_) => true,
-                // Over a variable only what it is assigned anyway.
-                Place::Variable(x) => at >= sunk && targets.get(&step.outputs[o]) == Some(&x),
-                _ => false,
-            }
+            let part = ir.parts.contains_key(&step.outputs[o]);
+            last && !part
+                && match args[i].place {
+                    Place::Slot(_) => true,
+                    // Over a variable only what it is assigned anyway.
+                    Place::Variable(x) => at >= sunk && targets.get(&step.outputs[o]) == Some(&x),
+                    _ => false,
+                }
         });
         kernel.give(&given);
         for (o, &v) in step.outputs.iter().enumerate() {
@@ -190,6 +198,20 @@ pub(super) fn plan(mut ir: Ir, threads: usize, costs: &HashMap<String, Cost>) ->
                 .map(|&(i, _)| args[i].place);
             outs[o].place = match over {
                 Some(place) => place,
+                None if ir.parts.contains_key(&v) => {
+                    let (whole, offset) = ir.parts[&v];
+                    outs[o].offset = offset;
+                    match places.get(&whole) {
+                        Some(&place) => place,
+                        None => {
+                            let ty = &ir.types[whole];
+                            let bytes = ty.dtype.bytes(ty.shape.len()?);
+                            let place = Place::Slot(slots.take(bytes));
+                            places.insert(whole, place);
+                            place
+                        }
+                    }
+                }
                 None if exact.contains(&v) => Place::Slot(slots.take_exact(outs[o].bytes)),
                 None => Place::Slot(slots.take(outs[o].bytes)),
             };
@@ -212,7 +234,8 @@ pub(super) fn plan(mut ir: Ir, threads: usize, costs: &HashMap<String, Cost>) ->
         }
         for &v in &step.outputs {
             // An output that nothing reads.
-            if let (None, Place::Slot(slot)) = (last_use.get(&v), places[&v]) {
+            let part = ir.parts.contains_key(&v);
+            if let (None, false, Place::Slot(slot)) = (last_use.get(&v), part, places[&v]) {
                 slots.free.push(slot);
             }
         }
@@ -271,7 +294,16 @@ pub(super) fn plan(mut ir: Ir, threads: usize, costs: &HashMap<String, Cost>) ->
         });
     }
     assignments.sort_by_key(|a| a.swap);
+    let handed = |port: &Port| match port.place {
+        Place::Slot(slot) => {
+            let alone = outputs.iter().filter(|o| o.place == port.place).count() == 1;
+            let assigned = assignments.iter().any(|a| a.slot == slot);
+            (alone && !assigned && slots.bytes[slot] == port.bytes).then_some(slot)
+        }
+        _ => None,
+    };
     Ok(Plan {
+        handed: outputs.iter().map(handed).collect(),
         types: ir.types,
         steps: planned,
         inputs,

@@ -59,6 +59,7 @@ pub(crate) fn compile_with(
         norms::fuse(&mut ir);
         fuse::fuse(&mut ir)?;
         append::chain(&mut ir)?;
+        append::in_parts(&mut ir)?;
     }
     ir.remove_dead();
     memory::plan(ir, threads, &costs)

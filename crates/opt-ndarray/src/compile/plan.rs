@@ -1,7 +1,7 @@
 //! What a graph is lowered to: steps over numbered values, which the passes of the compiler
 //! rewrite, and at last the plan that sessions run.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::sync::Arc;
 
@@ -108,6 +108,8 @@ pub(crate) struct Ir {
     pub(crate) outputs: Vec<Id>,
     pub(crate) constants: BTreeMap<Id, Tensor>,
     pub(crate) variables: Vec<Variable>,
+    /// Values that are parts of the memory of others, and where their bytes start there.
+    pub(crate) parts: HashMap<Id, (Id, usize)>,
     /// Target variables and the values they get.
     pub(crate) assigns: Vec<(Id, Id)>,
 }
@@ -124,6 +126,7 @@ impl Ir {
             outputs: Vec::new(),
             constants: BTreeMap::new(),
             variables: Vec::new(),
+            parts: HashMap::new(),
             assigns: Vec::new(),
         };
         for (id, value) in graph.values() {
@@ -244,7 +247,8 @@ impl Ir {
         }
         let mut kept = Vec::with_capacity(self.steps.len());
         for step in std::mem::take(&mut self.steps).into_iter().rev() {
-            if step.outputs.iter().any(|&v| live[v]) {
+            let whole = |&v: &Id| self.parts.get(&v).map_or(v, |&(whole, _)| whole);
+            if step.outputs.iter().any(|v| live[whole(v)]) {
                 for &v in &step.inputs {
                     live[self.alias[v]] = true;
                 }
@@ -301,6 +305,8 @@ pub(crate) struct Port {
     pub(crate) dtype: DType,
     pub(crate) shape: Dims,
     pub(crate) bytes: usize,
+    /// Where it starts there; of results only.
+    pub(crate) offset: usize,
 }
 
 impl Port {
@@ -310,6 +316,7 @@ impl Port {
             place,
             dtype: ty.dtype,
             bytes: ty.dtype.bytes(ty.shape.len()?),
+            offset: 0,
             shape,
         })
     }
@@ -351,6 +358,9 @@ pub(crate) struct Plan {
     pub(crate) steps: Vec<Planned>,
     pub(crate) inputs: Vec<(String, Port)>,
     pub(crate) outputs: Vec<Port>,
+    /// For each output the slot that is handed over with it: of its size, and nobody else's at the
+    /// end of a run.
+    pub(crate) handed: Vec<Option<usize>>,
     pub(crate) constants: Vec<Tensor>,
     pub(crate) variables: Vec<Variable>,
     /// Copies first, then swaps.

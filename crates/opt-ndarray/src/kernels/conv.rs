@@ -10,10 +10,11 @@ mod backward;
 mod columns;
 mod depthwise;
 mod direct;
+mod flat;
 mod forward;
 mod grad_weight;
 mod lay;
-mod masks;
+pub(super) mod masks;
 mod outer;
 mod outer_tile;
 mod panel_tile;
@@ -24,7 +25,7 @@ mod shift_tile;
 mod shifted;
 mod slide;
 #[cfg(test)]
-mod testing;
+pub(super) mod testing;
 mod transpose;
 mod winograd;
 mod winograd_tile;
@@ -35,6 +36,7 @@ use opt_core::{Result, TensorType};
 pub(crate) use self::columns::Geometry;
 pub(crate) use self::forward::compile_conv;
 pub(crate) use self::grad_weight::compile_conv_grad_weight;
+pub(super) use self::patch::reach;
 pub(crate) use self::transpose::compile_conv_transpose;
 
 /// Elements of a block of columns: what stays in the second-level cache beside the weight.

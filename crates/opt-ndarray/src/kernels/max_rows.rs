@@ -1,18 +1,22 @@
 //! Max pooling of `f32` images by rows: the maxima of the rows of a window first, then those of its
-//! columns. Each is a pass over whole rows, which vectors do.
+//! columns; by vectors of output pixels where the processor has them for it ([`Rows`]).
 
 use opt_core::Result;
 use opt_core::{DType, ops};
 
 use super::conv::Geometry;
-use super::tile::Isa;
+use super::pool::Rows;
 use super::{Arg, CompileCx, Kernel, Out, RunCx, parallel_chunks};
 
 /// Elements of an input that make a task.
 const TASK: usize = 1 << 15;
 
 #[derive(Debug)]
-struct MaxRows(Geometry);
+struct MaxRows {
+    geometry: Geometry,
+    /// Where the processor has vectors for it.
+    vectors: Option<Rows>,
+}
 
 /// Max pooling in two dimensions; `None` where another kernel does it: on other types, in other
 /// dimensions, and where a window may lie outside of the image.
@@ -37,7 +41,11 @@ pub(super) fn compile(op: &ops::MaxPool, cx: &CompileCx<'_>) -> Result<Option<Bo
     if !inside(1) || !inside(2) {
         return Ok(None);
     }
-    Ok(Some(Box::new(MaxRows(g))))
+    let vectors = Rows::max(&g);
+    Ok(Some(Box::new(MaxRows {
+        geometry: g,
+        vectors,
+    })))
 }
 
 /// The larger of two; NaN if one is.
@@ -46,44 +54,17 @@ fn larger(old: f32, new: f32) -> f32 {
     if new > old || new.is_nan() { new } else { old }
 }
 
-#[inline(always)]
-fn raise_each(row: &mut [f32], by: &[f32]) {
+/// The larger of two rows' entries.
+fn raise(row: &mut [f32], by: &[f32]) {
     for (o, &v) in row.iter_mut().zip(by) {
         *o = larger(*o, v);
-    }
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx512dq,avx512bw,avx512vl")]
-fn raise_avx512(row: &mut [f32], by: &[f32]) {
-    raise_each(row, by);
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2")]
-fn raise_avx2(row: &mut [f32], by: &[f32]) {
-    raise_each(row, by);
-}
-
-/// The larger of two rows' entries.
-fn raise(isa: Isa, row: &mut [f32], by: &[f32]) {
-    match isa {
-        #[cfg(target_arch = "x86_64")]
-        #[expect(unsafe_code, reason = "vector instructions")]
-        // SAFETY: `isa` is what the processor has.
-        Isa::Avx512 => unsafe { raise_avx512(row, by) },
-        #[cfg(target_arch = "x86_64")]
-        #[expect(unsafe_code, reason = "vector instructions")]
-        // SAFETY: `isa` is what the processor has.
-        Isa::Avx2 => unsafe { raise_avx2(row, by) },
-        Isa::Portable => raise_each(row, by),
     }
 }
 
 impl MaxRows {
     /// The maxima of an image of one channel; `row` and `wide` have the length of an input row.
     fn channel(&self, x: &[f32], y: &mut [f32], row: &mut [f32], wide: &mut [f32]) {
-        let (g, isa) = (&self.0, Isa::get());
+        let g = &self.geometry;
         let (width, stride) = (g.input[2], g.stride[2]);
         for (at, y) in y.chunks_exact_mut(g.output[2]).enumerate() {
             let rows = (0..g.kernel[1]).filter(|&ky| g.inside(1, ky).contains(&at));
@@ -91,7 +72,7 @@ impl MaxRows {
                 let x = &x[g.source(1, at, ky) * width..][..width];
                 match i {
                     0 => row.copy_from_slice(x),
-                    _ => raise(isa, row, x),
+                    _ => raise(row, x),
                 }
             }
             // Windows that lie in the row are maxima of shifted rows, of which each `stride`-th
@@ -100,7 +81,7 @@ impl MaxRows {
             let whole = width.saturating_sub(reach);
             wide[..whole].copy_from_slice(&row[..whole]);
             for kx in (1..g.kernel[2]).filter(|_| whole > 0) {
-                raise(isa, &mut wide[..whole], &row[kx * g.dilation[2]..]);
+                raise(&mut wide[..whole], &row[kx * g.dilation[2]..]);
             }
             let first = g.pad[2].div_ceil(stride).min(y.len());
             let inner = (whole + g.pad[2])
@@ -129,7 +110,12 @@ impl Kernel for MaxRows {
 
     fn run(&self, args: &[Arg<'_>], outs: &mut [Out<'_>], cx: &mut RunCx<'_>) -> Result<()> {
         let (x, y): (&[f32], &mut [f32]) = (args[0].typed(), outs[0].typed());
-        let (input, output, width) = (self.0.input_len(), self.0.output_len(), self.0.input[2]);
+        if let Some(vectors) = &self.vectors {
+            vectors.run(x, y, cx.threads);
+            return Ok(());
+        }
+        let g = &self.geometry;
+        let (input, output, width) = (g.input_len(), g.output_len(), g.input[2]);
         let channels = (TASK / input).max(1);
         parallel_chunks(cx.threads, y, channels * output, |task, y| {
             with_rows(width, |row, wide| {

@@ -1,6 +1,7 @@
 //! Max and average pooling and their gradients, on the geometry of the convolutions.
 
 mod halving;
+mod rows;
 
 use bytemuck::Pod;
 use opt_core::ops;
@@ -9,6 +10,7 @@ use opt_core::{DType, Element, Error, Result, TensorType};
 use super::conv::Geometry;
 use super::{Arg, CompileCx, Kernel, Out, RunCx, parallel_chunks, real};
 use halving::{Halve, Halving};
+pub(super) use rows::Rows;
 
 /// Elements from which a second thread is worth its start.
 const PARALLEL: usize = 1 << 15;
@@ -380,10 +382,31 @@ impl Kernel for AvgPool {
     }
 }
 
+/// Average pooling of `f32` images in two dimensions.
+#[derive(Debug)]
+struct Mean(Rows);
+
+impl Kernel for Mean {
+    fn name(&self) -> String {
+        "average pool".to_string()
+    }
+
+    fn run(&self, args: &[Arg<'_>], outs: &mut [Out<'_>], cx: &mut RunCx<'_>) -> Result<()> {
+        self.0.run(args[0].typed(), outs[0].typed(), cx.threads);
+        Ok(())
+    }
+}
+
 /// Average pooling.
 pub(crate) fn compile_avg_pool(op: &ops::AvgPool, cx: &CompileCx<'_>) -> Result<Box<dyn Kernel>> {
     real(&cx.inputs[0], "average pooling")?;
     let pool = AvgPool::new(&cx.inputs[0], &cx.outputs[0], op, false)?;
+    let factors = pool.factors.iter().map(|&f| f as f32);
+    if cx.inputs[0].dtype == DType::F32
+        && let Some(rows) = Rows::mean(&pool.images.geometry, factors.collect())
+    {
+        return Ok(Box::new(Mean(rows)));
+    }
     Ok(Box::new(pool))
 }
 

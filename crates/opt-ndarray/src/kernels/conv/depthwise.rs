@@ -1,6 +1,7 @@
 //! Depthwise convolutions: each output channel reads one input channel, row by row.
 
 use super::columns::Geometry;
+use super::flat::Flat;
 use super::panels::{After, finish_row};
 use super::patch::{Reach, reach};
 use super::slide::{Slide, slide};
@@ -20,6 +21,8 @@ pub(super) struct Depthwise {
     geometry: Geometry,
     /// What each vector of an output row reads for each column of the kernel.
     reaches: Vec<Reach>,
+    /// Where rows of the output are as long as those of the input.
+    flat: Option<Flat>,
 }
 
 impl Depthwise {
@@ -48,6 +51,7 @@ impl Depthwise {
             channels,
             each,
             reaches: reaches.collect(),
+            flat: Flat::new(isa, g),
             geometry: g.clone(),
         })
     }
@@ -75,16 +79,25 @@ impl Depthwise {
                 let plane = task * planes + i;
                 let channel = plane % outputs;
                 let image = plane / outputs * self.channels + channel / self.each;
-                let s = Slide {
-                    image: &x[image * input..][..input],
-                    geometry: g,
-                    weight: &weight[channel * taps..][..taps],
-                    bias: after.bias.map_or(0.0, |b| b[channel]),
-                    clamp: bounded.unwrap_or([f32::NEG_INFINITY, f32::INFINITY]),
-                    reaches: &self.reaches,
-                    out: &mut *out,
-                };
-                slide(self.isa, s);
+                let image = &x[image * input..][..input];
+                let weight = &weight[channel * taps..][..taps];
+                let bias = after.bias.map_or(0.0, |b| b[channel]);
+                let clamp = bounded.unwrap_or([f32::NEG_INFINITY, f32::INFINITY]);
+                match &self.flat {
+                    Some(flat) => flat.run(self.isa, image, weight, bias, clamp, out),
+                    None => slide(
+                        self.isa,
+                        Slide {
+                            image,
+                            geometry: g,
+                            weight,
+                            bias,
+                            clamp,
+                            reaches: &self.reaches,
+                            out: &mut *out,
+                        },
+                    ),
+                }
                 if let Some(residual) = after.residual {
                     for (o, &r) in out.iter_mut().zip(&residual[plane * output..]) {
                         *o += r;

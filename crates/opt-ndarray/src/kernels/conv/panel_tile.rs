@@ -10,6 +10,15 @@ use crate::kernels::tile::Isa;
 #[cfg(target_arch = "x86_64")]
 const AHEAD: usize = 512;
 
+/// The columns of a tile of one column more than its vectors have, where there is one.
+pub(super) fn odd(isa: Isa) -> Option<usize> {
+    match isa {
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 => Some(49),
+        _ => None,
+    }
+}
+
 /// Output channels and vectors of pixels that a [`tile`] has in registers.
 pub(super) fn size(isa: Isa) -> (usize, usize) {
     match isa {
@@ -50,14 +59,32 @@ pub(super) struct Finish {
     pub(super) clamp: Option<[f32; 2]>,
 }
 
+/// Rows of pixels that are called for while a tile is computed, a row for every two entries of the
+/// weight: what is read and written when the sums are whole, and what comes after.
+#[derive(Clone, Copy)]
+pub(super) struct Ahead {
+    pub(super) from: *const f32,
+    pub(super) pitch: usize,
+    pub(super) rows: usize,
+}
+
+impl Ahead {
+    pub(super) const NOTHING: Ahead = Ahead {
+        from: std::ptr::null(),
+        pitch: 0,
+        rows: 0,
+    };
+}
+
 /// One tile: `out[r][j] = sum over p < k of a[p][r] * b[p][j]`.
 #[derive(Clone, Copy)]
 pub(super) struct Tile {
     pub(super) k: usize,
     /// `[k, rows]`.
     pub(super) a: *const f32,
-    /// `[k, whole vectors]`.
+    /// Rows of whole vectors.
     pub(super) b: *const f32,
+    pub(super) b_row: usize,
     pub(super) out: *mut f32,
     pub(super) out_row: usize,
     /// Columns of `out` to write.
@@ -65,11 +92,12 @@ pub(super) struct Tile {
     /// Whether the sum starts with what `out` holds.
     pub(super) add: bool,
     pub(super) finish: Option<Finish>,
+    pub(super) ahead: [Ahead; 3],
 }
 
 macro_rules! kernels {
     ($pack:ident, $tile:ident, $write:ident, $features:literal, $lanes:literal, $vec:ty, $zero:expr,
-     $load:ident, $store:ident, $fma:ident, $splat:ident, $add:ident, $max:ident, $min:ident,
+     $load:ident, $store:ident, $fma:ident, $splat:ident, $add:ident, $or:ident, $max:ident, $min:ident,
      $mask:ident, $load_mask:ident, $store_mask:ident, $bits:ident, $halve:ident,
      $gather:ident) => {
         /// # Safety
@@ -81,42 +109,45 @@ macro_rules! kernels {
                 // The channels whose entry `tap` is among the rows.
                 let start = p.first.saturating_sub(tap).div_ceil(p.taps);
                 let end = (p.last + p.taps - 1 - tap) / p.taps;
-                for chunk in chunks {
-                    let mut from = p.image.wrapping_offset(chunk.from as isize);
-                    from = from.wrapping_add(start * p.channel);
-                    let row = (start * p.taps + tap).wrapping_sub(p.first);
-                    let mut out = p
-                        .out
-                        .wrapping_add(row.wrapping_mul(p.pitch) + chunk.to as usize);
-                    let room = p.pitch - chunk.to as usize;
-                    let (bits, whole) = ($bits(chunk.mask), room >= $lanes);
-                    let mask = $mask(room.min($lanes));
-                    let (scale, offset, low) = match p.before {
-                        Some(before) if BEFORE => before,
-                        _ => (std::ptr::null(), std::ptr::null(), 0.0),
-                    };
-                    for channel in start..end {
-                        // SAFETY: the caller vouches for what the masks let through, and for rows
-                        // of `pitch`.
-                        unsafe {
-                            let mut v: $vec = match STRIDE {
-                                1 => $load_mask(from, bits),
-                                2 => $halve(from, chunk.mask),
-                                _ => $gather(from, bits, p.stride),
-                            };
-                            if BEFORE {
-                                let (a, b) = (*scale.add(channel), *offset.add(channel));
-                                v = $max($splat(low), $fma(v, $splat(a), $splat(b)));
+                let row = (start * p.taps + tap).wrapping_sub(p.first);
+                let image = p.image.wrapping_add(start * p.channel);
+                let out = p.out.wrapping_add(row.wrapping_mul(p.pitch));
+                // The parts of one vector after the other.
+                for (v, parts) in chunks.split_inclusive(|chunk| chunk.last).enumerate() {
+                    let (mut image, mut out) = (image, out.wrapping_add(v * $lanes));
+                    macro_rules! channels {
+                        ($parts:expr) => {
+                            for channel in start..end {
+                                let mut vector = $zero;
+                                for part in $parts {
+                                    let from = image.wrapping_offset(part.from as isize);
+                                    // SAFETY: the caller vouches for what the masks let through.
+                                    let own: $vec = unsafe {
+                                        match STRIDE {
+                                            1 => $load_mask(from, $bits(part.mask)),
+                                            2 => $halve(from, part.mask),
+                                            _ => $gather(from, $bits(part.mask), p.stride),
+                                        }
+                                    };
+                                    vector = $or(vector, own);
+                                }
+                                if let (true, Some((scale, offset, low))) = (BEFORE, p.before) {
+                                    // SAFETY: there are numbers for all channels.
+                                    let (a, b) =
+                                        unsafe { (*scale.add(channel), *offset.add(channel)) };
+                                    vector = $max($splat(low), $fma(vector, $splat(a), $splat(b)));
+                                }
+                                // SAFETY: the caller vouches for rows of whole vectors.
+                                unsafe { $store(out, vector) };
+                                image = image.wrapping_add(p.channel);
+                                out = out.wrapping_add(p.pitch * p.taps);
                             }
-                            // What a whole vector writes too much, the next chunk overwrites.
-                            if whole {
-                                $store(out, v);
-                            } else {
-                                $store_mask(out, mask, v);
-                            }
-                        }
-                        from = from.wrapping_add(p.channel);
-                        out = out.wrapping_add(p.pitch * p.taps);
+                        };
+                    }
+                    match *parts {
+                        [one] => channels!([one]),
+                        [one, two] => channels!([one, two]),
+                        _ => channels!(parts),
                     }
                 }
             }
@@ -128,23 +159,10 @@ macro_rules! kernels {
         unsafe fn $tile<const ROWS: usize, const NV: usize>(t: Tile) {
             let zero: $vec = $zero;
             let mut sums = [[zero; NV]; ROWS];
-            // What is read and written when the sums are whole.
-            let residual = t.finish.map_or(std::ptr::null(), |finish| finish.residual);
-            let olds = [t.out.cast_const(), residual];
-            for old in olds.into_iter().filter(|old| !old.is_null()) {
-                for r in 0..ROWS {
-                    for v in 0..NV {
-                        let at = old.wrapping_add(r * t.out_row + v * $lanes);
-                        _mm_prefetch::<_MM_HINT_T0>(at.cast());
-                    }
-                }
-            }
             let (mut a, mut b) = (t.a, t.b);
-            for _ in 0..t.k {
-                // SAFETY: the caller vouches for `k` rows of both.
-                unsafe {
-                    // The tiles of a block lie one after the other.
-                    _mm_prefetch::<_MM_HINT_T0>(a.wrapping_add(AHEAD).cast());
+            // One entry of the weight.
+            macro_rules! entry {
+                () => {
                     let mut columns = [zero; NV];
                     for v in 0..NV {
                         columns[v] = $load(b.add(v * $lanes));
@@ -155,54 +173,103 @@ macro_rules! kernels {
                             sums[r][v] = $fma(x, columns[v], sums[r][v]);
                         }
                     }
+                };
+                (next) => {
+                    entry!();
                     a = a.add(ROWS);
-                    b = b.add(NV * $lanes);
-                }
+                    b = b.add(t.b_row);
+                };
             }
-            // By way of memory: a loop that branches would keep the sums from registers.
-            let mut block = [[zero; NV]; ROWS];
-            for r in 0..ROWS {
-                for v in 0..NV {
-                    // SAFETY: one vector of the block.
-                    unsafe { $store((&raw mut block[r][v]).cast(), sums[r][v]) };
+            // SAFETY: the caller vouches for `k` rows of both.
+            unsafe {
+                let mut pairs = t.k / 2;
+                for ahead in t.ahead {
+                    let mut from = ahead.from;
+                    let own = ahead.rows.min(pairs);
+                    pairs -= own;
+                    for _ in 0..own {
+                        for v in 0..NV {
+                            _mm_prefetch::<_MM_HINT_T0>(from.wrapping_add(v * $lanes).cast());
+                        }
+                        from = from.wrapping_add(ahead.pitch);
+                        // The tiles of a block lie one after the other.
+                        _mm_prefetch::<_MM_HINT_T0>(a.wrapping_add(AHEAD).cast());
+                        entry!(next);
+                        entry!(next);
+                    }
+                }
+                for _ in 0..pairs {
+                    _mm_prefetch::<_MM_HINT_T0>(a.wrapping_add(AHEAD).cast());
+                    entry!(next);
+                    entry!(next);
+                }
+                if t.k % 2 == 1 {
+                    entry!();
                 }
             }
             // SAFETY: passed on.
-            unsafe { $write(&t, &block) };
+            unsafe { $write::<ROWS, NV, 0>(&t, sums) };
         }
 
-        /// Finishes the sums of a tile.
+        /// Finishes the sums of a tile. A function of its own for each `CALLER`, so that it becomes a
+        /// part of it, and takes the sums from where they are.
         ///
         /// # Safety
         /// As [`tile`].
         #[inline]
         #[target_feature(enable = $features)]
-        unsafe fn $write<const ROWS: usize, const NV: usize>(t: &Tile, block: &[[$vec; NV]; ROWS]) {
-            for (r, row) in block.iter().enumerate() {
-                for (v, &sum) in row.iter().enumerate() {
-                    let mask = $mask(t.cols.saturating_sub(v * $lanes).min($lanes));
-                    let at = r * t.out_row + v * $lanes;
-                    let mut sum = sum;
-                    // SAFETY: masked to the tile's columns, which the caller vouches for.
-                    unsafe {
-                        let out = t.out.wrapping_add(at);
-                        if t.add {
-                            sum = $add(sum, $load_mask(out, mask));
+        unsafe fn $write<const ROWS: usize, const NV: usize, const CALLER: usize>(
+            t: &Tile,
+            mut sums: [[$vec; NV]; ROWS],
+        ) {
+            let mut masks = [$mask(0); NV];
+            for v in 0..NV {
+                masks[v] = $mask(t.cols.saturating_sub(v * $lanes).min($lanes));
+            }
+            // Each loop is short enough to be unrolled whole. One that is not keeps the sums in
+            // memory, from where every multiplication before would then fetch them.
+            // SAFETY: masked to the tile's columns, which the caller vouches for.
+            unsafe {
+                if t.add {
+                    for r in 0..ROWS {
+                        for v in 0..NV {
+                            let old = t.out.wrapping_add(r * t.out_row + v * $lanes);
+                            sums[r][v] = $add(sums[r][v], $load_mask(old, masks[v]));
                         }
-                        if let Some(finish) = t.finish {
-                            if !finish.bias.is_null() {
-                                sum = $add(sum, $splat(*finish.bias.add(r)));
+                    }
+                }
+                if let Some(finish) = t.finish {
+                    if !finish.bias.is_null() {
+                        for r in 0..ROWS {
+                            let bias = $splat(*finish.bias.add(r));
+                            for v in 0..NV {
+                                sums[r][v] = $add(sums[r][v], bias);
                             }
-                            if !finish.residual.is_null() {
+                        }
+                    }
+                    if !finish.residual.is_null() {
+                        for r in 0..ROWS {
+                            for v in 0..NV {
+                                let at = r * t.out_row + v * $lanes;
                                 let residual = finish.residual.wrapping_add(at);
-                                sum = $add(sum, $load_mask(residual, mask));
-                            }
-                            if let Some([low, high]) = finish.clamp {
-                                // The second operand wins if one is NaN.
-                                sum = $min($splat(high), $max($splat(low), sum));
+                                sums[r][v] = $add(sums[r][v], $load_mask(residual, masks[v]));
                             }
                         }
-                        $store_mask(out, mask, sum);
+                    }
+                    if let Some([low, high]) = finish.clamp {
+                        let (low, high) = ($splat(low), $splat(high));
+                        for r in 0..ROWS {
+                            for v in 0..NV {
+                                // The second operand wins if one is NaN.
+                                sums[r][v] = $min(high, $max(low, sums[r][v]));
+                            }
+                        }
+                    }
+                }
+                for r in 0..ROWS {
+                    for v in 0..NV {
+                        let out = t.out.wrapping_add(r * t.out_row + v * $lanes);
+                        $store_mask(out, masks[v], sums[r][v]);
                     }
                 }
             }
@@ -215,7 +282,16 @@ mod x86 {
     use std::arch::x86_64::*;
 
     use super::super::masks::x86::*;
-    use super::{AHEAD, Pack, Tile};
+    use super::super::panels::bounded;
+    use super::{AHEAD, Ahead, Finish, Pack, Tile};
+
+    #[target_feature(enable = "avx512f")]
+    fn or512(a: __m512, b: __m512) -> __m512 {
+        _mm512_castsi512_ps(_mm512_or_epi32(
+            _mm512_castps_si512(a),
+            _mm512_castps_si512(b),
+        ))
+    }
 
     kernels!(
         pack512,
@@ -230,6 +306,7 @@ mod x86 {
         _mm512_fmadd_ps,
         _mm512_set1_ps,
         _mm512_add_ps,
+        or512,
         _mm512_max_ps,
         _mm512_min_ps,
         mask512,
@@ -253,6 +330,7 @@ mod x86 {
         _mm256_fmadd_ps,
         _mm256_set1_ps,
         _mm256_add_ps,
+        _mm256_or_ps,
         _mm256_max_ps,
         _mm256_min_ps,
         mask256,
@@ -267,7 +345,7 @@ mod x86 {
     /// the latency.
     ///
     /// # Safety
-    /// As [`super::tile`]; the panel has rows of one vector.
+    /// As [`super::tile`].
     #[target_feature(enable = "avx512f")]
     unsafe fn narrow512<const COLS: usize, const UNROLL: usize>(t: Tile) {
         let mut sums = [[_mm256_setzero_ps(); COLS]; UNROLL];
@@ -281,7 +359,7 @@ mod x86 {
                         of[c] = _mm256_fmadd_ps(rows, _mm256_set1_ps(*b.add(c)), of[c]);
                     }
                     a = a.add(8);
-                    b = b.add(16);
+                    b = b.add(t.b_row);
                 }
             }
         }
@@ -293,7 +371,7 @@ mod x86 {
                     sums[0][c] = _mm256_fmadd_ps(rows, _mm256_set1_ps(*b.add(c)), sums[0][c]);
                 }
                 a = a.add(8);
-                b = b.add(16);
+                b = b.add(t.b_row);
             }
         }
         for u in 1..UNROLL {
@@ -316,7 +394,81 @@ mod x86 {
             of[0] = unsafe { _mm512_loadu_ps(row.as_ptr()) };
         }
         // SAFETY: passed on.
-        unsafe { write512(&t, &block) };
+        unsafe { write512::<8, 1, 1>(&t, block) };
+    }
+
+    /// A tile of eight rows, three vectors, and one column more, whose sums are in the lanes of one
+    /// vector: images whose sides are multiples of 7 are cut into such.
+    ///
+    /// # Safety
+    /// As [`super::tile`].
+    #[target_feature(enable = "avx512f")]
+    unsafe fn odd512(t: Tile) {
+        let mut sums = [[_mm512_setzero_ps(); 3]; 8];
+        let mut more = _mm256_setzero_ps();
+        let (mut a, mut b) = (t.a, t.b);
+        let mut k = t.k;
+        macro_rules! entry {
+            () => {
+                let mut columns = [_mm512_setzero_ps(); 3];
+                for v in 0..3 {
+                    columns[v] = _mm512_loadu_ps(b.add(v * 16));
+                }
+                for r in 0..8 {
+                    let x = _mm512_set1_ps(*a.add(r));
+                    for v in 0..3 {
+                        sums[r][v] = _mm512_fmadd_ps(x, columns[v], sums[r][v]);
+                    }
+                }
+                more = _mm256_fmadd_ps(_mm256_loadu_ps(a), _mm256_set1_ps(*b.add(48)), more);
+                _mm_prefetch::<_MM_HINT_T0>(a.wrapping_add(AHEAD).cast());
+                a = a.add(8);
+                b = b.add(t.b_row);
+            };
+        }
+        // SAFETY: the caller vouches for `k` rows of both.
+        unsafe {
+            for ahead in t.ahead {
+                let mut from = ahead.from;
+                let own = ahead.rows.min(k);
+                k -= own;
+                for _ in 0..own {
+                    for v in 0..4 {
+                        _mm_prefetch::<_MM_HINT_T0>(from.wrapping_add(v * 16).cast());
+                    }
+                    from = from.wrapping_add(ahead.pitch);
+                    entry!();
+                }
+            }
+            for _ in 0..k {
+                entry!();
+            }
+        }
+        let mut column = [0f32; 8];
+        // SAFETY: eight lanes; the tile has eight rows of 49 columns.
+        unsafe {
+            _mm256_storeu_ps(column.as_mut_ptr(), more);
+            for (r, mut sum) in column.into_iter().enumerate() {
+                let at = r * t.out_row + 48;
+                let out = t.out.wrapping_add(at);
+                if t.add {
+                    sum += *out;
+                }
+                if let Some(finish) = t.finish {
+                    if !finish.bias.is_null() {
+                        sum += *finish.bias.add(r);
+                    }
+                    if !finish.residual.is_null() {
+                        sum += *finish.residual.wrapping_add(at);
+                    }
+                    if let Some([low, high]) = finish.clamp {
+                        sum = bounded(sum, low, high);
+                    }
+                }
+                *out = sum;
+            }
+            write512::<8, 3, 2>(&Tile { cols: 48, ..t }, sums);
+        }
     }
 
     macro_rules! by_stride {
@@ -361,6 +513,28 @@ mod x86 {
     pub(super) unsafe fn tile_avx512(rows: usize, vectors: usize, t: Tile) {
         // SAFETY: passed on.
         unsafe {
+            if vectors == 4 {
+                if rows == 8 {
+                    return odd512(t);
+                }
+                tile_avx512(rows, 3, Tile { cols: 48, ..t });
+                let more = |p: *const f32| match p.is_null() {
+                    true => p,
+                    false => p.wrapping_add(48),
+                };
+                let last = Tile {
+                    b: t.b.wrapping_add(48),
+                    out: t.out.wrapping_add(48),
+                    cols: 1,
+                    finish: t.finish.map(|finish| Finish {
+                        residual: more(finish.residual),
+                        ..finish
+                    }),
+                    ahead: [Ahead::NOTHING; 3],
+                    ..t
+                };
+                return tile_avx512(rows, 1, last);
+            }
             match rows {
                 8 if vectors == 1 && t.cols <= 4 => match t.cols {
                     1 => narrow512::<1, 8>(t),
@@ -418,8 +592,8 @@ pub(super) fn fetch(p: &Pack<'_>) {
 
 /// # Safety
 /// `isa` is not portable and the processor has it; the chunks' masks let elements of the image
-/// through only; chunks start in a row of `pitch`, ascending; `out` has the rows, and what comes
-/// before has numbers for all channels.
+/// through only; each kernel entry has chunks, of as many vectors as a row of `pitch` has; `out` has
+/// the rows, and what comes before has numbers for all channels.
 pub(super) unsafe fn pack(isa: Isa, p: Pack<'_>) {
     // SAFETY: passed on.
     unsafe {
@@ -435,7 +609,7 @@ pub(super) unsafe fn pack(isa: Isa, p: Pack<'_>) {
 
 /// # Safety
 /// `isa` is not portable and the processor has it; `rows` and `vectors` are 1 to those of
-/// [`size`]; the pointers cover the tile's sizes.
+/// [`size`], or one vector more for the columns of [`odd`]; the pointers cover the tile's sizes.
 pub(super) unsafe fn tile(isa: Isa, rows: usize, vectors: usize, t: Tile) {
     // SAFETY: passed on.
     unsafe {

@@ -10,7 +10,7 @@ use std::ops::Range;
 use opt_core::ops::UnaryOp;
 
 use super::columns::Geometry;
-use super::panel_tile::{Finish, Pack, Tile, fetch, pack, size, tile};
+use super::panel_tile::{Ahead, Finish, Pack, Tile, fetch, odd, pack, size, tile};
 use super::patch::Patches;
 use super::real::Real;
 use crate::kernels::tile::Isa;
@@ -25,8 +25,12 @@ const NEAR: usize = 1 << 20;
 /// Multiply-adds from which a second thread is worth its start.
 const PARALLEL: usize = 1 << 19;
 
-/// Entries after a panel's last row that a vector may write.
-const SLACK: usize = 16;
+/// Entries of a cache line.
+const LINE: usize = 16;
+
+/// Elements of an output from which on they are called for before they are written: smaller ones
+/// are near.
+const FAR: usize = 1 << 17;
 
 /// What follows a convolution.
 #[derive(Clone, Copy, Default)]
@@ -69,6 +73,18 @@ struct Part {
     panels: Range<usize>,
 }
 
+/// What a task computes with.
+struct Work<'a> {
+    x: &'a [f32],
+    packed: &'a [f32],
+    before: Option<&'a Before>,
+    after: &'a After<'a>,
+    out: &'a SharedMut<'a, f32>,
+    /// Where the image's output starts.
+    start: usize,
+    part: &'a Part,
+}
+
 impl Panels {
     /// The layout for images of `groups * inputs` channels to `groups * outputs`; `None` where
     /// another way serves it: on processors without tiles for it, in three dimensions.
@@ -87,13 +103,17 @@ impl Panels {
         if rows == 1 || groups * inputs * outputs == 0 {
             return None;
         }
+        let pixels = g.output_len();
+        let width = odd(isa)
+            .filter(|&odd| pixels == odd)
+            .unwrap_or(vectors * isa.lanes());
         Some(Panels {
             isa,
             groups,
             inputs,
             outputs,
             k: inputs * g.taps(),
-            patches: Patches::new(g, vectors * isa.lanes(), isa.lanes())?,
+            patches: Patches::new(g, width, isa.lanes())?,
         })
     }
 
@@ -124,7 +144,11 @@ impl Panels {
 
     /// How the entries of the weight are cut into blocks: their number and size.
     fn blocks(&self) -> (usize, usize) {
-        let count = self.k.div_ceil(DEPTH);
+        let most = match self.patches.width > size(self.isa).1 * self.isa.lanes() {
+            true => 3 * DEPTH / 4,
+            false => DEPTH,
+        };
+        let count = self.k.div_ceil(most);
         (count, self.k.div_ceil(count))
     }
 
@@ -219,8 +243,9 @@ impl Panels {
             let (image, group) = (unit / self.groups, unit % self.groups);
             let part = Part {
                 group,
-                tiles: cut(piece % over_tiles, over_tiles, self.tiles()),
-                panels: cut(piece / over_tiles, over_panels, self.patches.panels()),
+                // A thread's tasks follow each other, and share a part of the weight.
+                tiles: cut(piece / over_panels, over_tiles, self.tiles()),
+                panels: cut(piece % over_panels, over_panels, self.patches.panels()),
             };
             let x = &x[image * image_len..][..image_len];
             self.part(x, packed, before, after, &out, image * output_len, &part);
@@ -241,58 +266,73 @@ impl Panels {
         let (k, width) = (self.k, self.patches.width);
         let (blocks, depth) = self.blocks();
         let x = &x[part.group * self.inputs * self.patches.channel..];
+        // Panels of few entries are multiplied together, each tile of the weight with one after the
+        // other: what is written then lies side by side.
+        let chunk = match depth <= 2 * DEPTH / 3 {
+            true => (2 * DEPTH / depth).min(part.panels.len()),
+            false => 1,
+        };
+        let pitch = width.next_multiple_of(self.isa.lanes());
+        let len = chunk * depth * pitch;
         // Room to start at a cache line.
-        f32::buffer(depth * width + 2 * SLACK, |buffer| {
-            let aligned = buffer.as_ptr().align_offset(64).min(SLACK);
-            let panel = &mut buffer[aligned..][..depth * width + SLACK];
+        f32::buffer(len + LINE, |buffer| {
+            let aligned = buffer.as_ptr().align_offset(64).min(LINE);
+            let buffer = &mut buffer[aligned..][..len];
+            let work = Work {
+                x,
+                packed,
+                before,
+                after,
+                out,
+                start,
+                part,
+            };
             let mut step = |j: usize, block: usize| {
                 let entries = block * depth..k.min((block + 1) * depth);
-                self.step(
-                    x, packed, before, after, out, start, part, j, entries, panel,
-                );
+                let panels = j..part.panels.end.min(j + chunk);
+                self.step(&work, panels, entries, buffer);
             };
             let rows = self.tile(part.tiles.end - 1).end - self.tile(part.tiles.start).start;
+            let chunks = part.panels.clone().step_by(chunk);
             if size_of::<f32>() * rows * k > NEAR {
                 // A block of the weight is read from afar once, for the first panel.
                 for block in 0..blocks {
-                    part.panels.clone().for_each(|j| step(j, block));
+                    chunks.clone().for_each(|j| step(j, block));
                 }
             } else {
-                for j in part.panels.clone() {
+                for j in chunks {
                     (0..blocks).for_each(|block| step(j, block));
                 }
             }
         });
     }
 
-    /// Adds the products of some entries of the weight with a panel.
+    /// Columns of a panel.
+    fn cols(&self, j: usize) -> usize {
+        let Patches { pixels, width, .. } = self.patches;
+        width.min(pixels - j * width)
+    }
+
+    /// Adds the products of some entries of the weight with panels.
     fn step(
         &self,
-        x: &[f32],
-        packed: &[f32],
-        before: Option<&Before>,
-        after: &After<'_>,
-        out: &SharedMut<'_, f32>,
-        start: usize,
-        part: &Part,
-        j: usize,
+        work: &Work<'_>,
+        panels: Range<usize>,
         entries: Range<usize>,
-        panel: &mut [f32],
+        buffer: &mut [f32],
     ) {
         let Patches {
-            pixels,
             width,
             channel,
             taps,
             stride,
             ..
         } = self.patches;
-        let (k, lanes) = (self.k, self.isa.lanes());
-        let cols = width.min(pixels - j * width);
-        let vectors = cols.div_ceil(lanes);
-        assert!(x.len() >= self.inputs * channel && entries.end <= k);
-        assert!(panel.len() >= entries.len() * vectors * lanes + SLACK);
-        let copy = Pack {
+        let Work { x, part, .. } = *work;
+        let lanes = self.isa.lanes();
+        let whole = width.next_multiple_of(lanes) * entries.len();
+        assert!(x.len() >= self.inputs * channel && entries.end <= self.k);
+        let copy = |j: usize, out: *mut f32| Pack {
             image: x.as_ptr(),
             channel,
             chunks: &[],
@@ -300,75 +340,120 @@ impl Panels {
             stride,
             first: entries.start,
             last: entries.end,
-            out: panel.as_mut_ptr(),
-            pitch: vectors * lanes,
-            before: before.map(|b| {
+            out,
+            pitch: self.cols(j).div_ceil(lanes) * lanes,
+            before: work.before.map(|b| {
                 let first = part.group * self.inputs;
                 (b.scale[first..].as_ptr(), b.offset[first..].as_ptr(), b.low)
             }),
         };
-        self.patches.with(j, |chunks| {
-            #[expect(unsafe_code, reason = "vector kernel")]
-            // SAFETY: the masks let elements of a channel through only, and `x` has all channels of
-            // the entries; the panel has the rows and a vector beyond them; `self.isa` is the
-            // processor's and not portable.
-            unsafe {
-                pack(self.isa, Pack { chunks, ..copy });
-            }
-        });
-        let last = entries.end == k;
-        // The pixels of the next panel come from afar while this one is multiplied. Other kernels
-        // read each pixel many times.
-        let near = taps == 1 && part.panels.contains(&(j + 1));
-        let next = self.patches.kept(j + 1).filter(|_| near);
-        for (i, t) in part.tiles.clone().enumerate() {
-            if let Some(chunks) = next {
-                let cut = |i: usize| entries.start + entries.len() * i / part.tiles.len();
-                fetch(&Pack {
-                    chunks,
-                    first: cut(i),
-                    last: cut(i + 1),
-                    ..copy
-                });
-            }
-            let rows = self.tile(t);
-            let first = part.group * self.outputs + rows.start;
-            let at = start + first * pixels + j * width;
-            let a = &packed[self.place(part.group, &entries, &rows)..];
-            assert!(a.len() >= rows.len() * entries.len());
-            let finish = last.then(|| Finish {
-                bias: after.bias.map_or(std::ptr::null(), |b| b[first..].as_ptr()),
-                residual: after
-                    .residual
-                    .map_or(std::ptr::null(), |r| r[at..].as_ptr()),
-                clamp: after.clamp.filter(|_| after.functions.is_empty()),
-            });
-            let tile_of = Tile {
-                k: entries.len(),
-                a: a.as_ptr(),
-                b: panel.as_ptr(),
-                out: out.at(at),
-                out_row: pixels,
-                cols,
-                add: entries.start > 0,
-                finish,
-            };
-            assert!(at + (rows.len() - 1) * pixels + cols <= out.len());
-            #[expect(unsafe_code, reason = "vector kernel")]
-            // SAFETY: the weight has `rows` numbers for each entry, the panel `vectors` vectors;
-            // bias, residual and output have the rows; no other task has these channels and
-            // pixels; `self.isa` is the processor's and not portable.
-            unsafe {
-                tile(self.isa, rows.len(), vectors, tile_of);
-            }
-            if last && !after.functions.is_empty() {
-                for r in 0..rows.len() {
-                    let at = at + r * pixels;
-                    #[expect(unsafe_code, reason = "tasks write disjoint parts of one output")]
-                    // SAFETY: no other task has these channels and pixels.
-                    let row = unsafe { out.part(at..at + cols) };
-                    finish_row(after, row);
+        for (panel, j) in buffer.chunks_mut(whole).zip(panels.clone()) {
+            let copy = copy(j, panel.as_mut_ptr());
+            assert!(panel.len() >= entries.len() * copy.pitch);
+            self.patches.with(j, |chunks| {
+                #[expect(unsafe_code, reason = "vector kernel")]
+                // SAFETY: the masks let elements of a channel through only, and `x` has all channels
+                // of the entries; the panel has the rows; `self.isa` is the processor's and not
+                // portable.
+                unsafe {
+                    pack(self.isa, Pack { chunks, ..copy });
                 }
+            });
+        }
+        for (i, t) in part.tiles.clone().enumerate() {
+            // The pixels of the next panels come from afar while these are multiplied. Other kernels
+            // read each pixel many times.
+            let cut = |i: usize| entries.start + entries.len() * i / part.tiles.len();
+            for (panel, j) in buffer.chunks(whole).zip(panels.clone()) {
+                let next = j + panels.len();
+                let mut pixels = Ahead::NOTHING;
+                if taps == 1 && part.panels.contains(&next) {
+                    if self.patches.flat {
+                        pixels = Ahead {
+                            from: x.as_ptr().wrapping_add(cut(i) * channel + next * width),
+                            pitch: channel,
+                            rows: cut(i + 1) - cut(i),
+                        };
+                    } else if let Some(chunks) = self.patches.kept(next) {
+                        fetch(&Pack {
+                            chunks,
+                            first: cut(i),
+                            last: cut(i + 1),
+                            ..copy(next, std::ptr::null_mut())
+                        });
+                    }
+                }
+                self.multiply(work, t, j, &entries, panel, pixels);
+            }
+        }
+    }
+
+    /// Adds the product of a tile of some entries of the weight with a panel.
+    fn multiply(
+        &self,
+        work: &Work<'_>,
+        t: usize,
+        j: usize,
+        entries: &Range<usize>,
+        panel: &[f32],
+        pixels_ahead: Ahead,
+    ) {
+        let Work { after, out, .. } = *work;
+        let Patches { pixels, width, .. } = self.patches;
+        let cols = self.cols(j);
+        let vectors = cols.div_ceil(self.isa.lanes());
+        assert!(panel.len() >= entries.len() * vectors * self.isa.lanes());
+        let last = entries.end == self.k;
+        let rows = self.tile(t);
+        let first = work.part.group * self.outputs + rows.start;
+        let at = work.start + first * pixels + j * width;
+        let a = &work.packed[self.place(work.part.group, entries, &rows)..];
+        assert!(a.len() >= rows.len() * entries.len());
+        let finish = last.then(|| Finish {
+            bias: after.bias.map_or(std::ptr::null(), |b| b[first..].as_ptr()),
+            residual: after
+                .residual
+                .map_or(std::ptr::null(), |r| r[at..].as_ptr()),
+            clamp: after.clamp.filter(|_| after.functions.is_empty()),
+        });
+        let own = |from: *const f32| match from.is_null() {
+            true => Ahead::NOTHING,
+            false => Ahead {
+                from,
+                pitch: pixels,
+                rows: rows.len(),
+            },
+        };
+        let residual = finish.map_or(std::ptr::null(), |f| f.residual);
+        let far = entries.start == 0 && self.output_len() >= FAR;
+        let written = if far { own(out.at(at)) } else { Ahead::NOTHING };
+        let tile_of = Tile {
+            k: entries.len(),
+            a: a.as_ptr(),
+            b: panel.as_ptr(),
+            b_row: vectors * self.isa.lanes(),
+            out: out.at(at),
+            out_row: pixels,
+            cols,
+            add: entries.start > 0,
+            finish,
+            ahead: [written, own(residual), pixels_ahead],
+        };
+        assert!(at + (rows.len() - 1) * pixels + cols <= out.len());
+        #[expect(unsafe_code, reason = "vector kernel")]
+        // SAFETY: the weight has `rows` numbers for each entry, the panel `vectors` vectors; bias,
+        // residual and output have the rows; no other task has these channels and pixels; `self.isa`
+        // is the processor's and not portable.
+        unsafe {
+            tile(self.isa, rows.len(), vectors, tile_of);
+        }
+        if last && !after.functions.is_empty() {
+            for r in 0..rows.len() {
+                let at = at + r * pixels;
+                #[expect(unsafe_code, reason = "tasks write disjoint parts of one output")]
+                // SAFETY: no other task has these channels and pixels.
+                let row = unsafe { out.part(at..at + cols) };
+                finish_row(after, row);
             }
         }
     }

@@ -10,17 +10,19 @@ use super::columns::Geometry;
 /// those of a panel are laid out when it is copied.
 const KEPT: usize = 1 << 18;
 
-/// Pixels side by side of one output row, as one kernel entry reads them.
+/// A part of a vector of a panel: pixels side by side of one output row, as one kernel entry reads
+/// them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Chunk {
-    /// From the channel's first pixel to what the first lane reads; it may lie outside the image.
+    /// From the channel's first pixel to what the vector's first lane would read; it may lie outside
+    /// the image.
     pub(super) from: i32,
-    /// The elements from there on that are read; 0 stands for the others, which are padding. With a
-    /// stride of 1 or 2 these are elements of the image, which the lanes take one or every second
+    /// The elements from there on that are read; the others are padding, for which 0 stands, or in
+    /// other parts of the vector. With a stride of 1 or 2 these are elements of the image, which the lanes take one or every second
     /// of; with a larger stride they are lanes.
     pub(super) mask: u32,
-    /// The lane of the panel where it starts.
-    pub(super) to: u32,
+    /// Whether it is the last of its vector.
+    pub(super) last: bool,
 }
 
 /// The patches of a convolution in two dimensions.
@@ -38,6 +40,8 @@ pub(super) struct Patches {
     lanes: usize,
     /// Distance of two pixels of a row in the input.
     pub(super) stride: usize,
+    /// Whether output pixels side by side are input pixels side by side, across rows too.
+    pub(super) flat: bool,
     /// The chunks of each panel, and where they start, and the end; empty if they are not kept.
     chunks: Vec<Chunk>,
     starts: Vec<usize>,
@@ -75,10 +79,11 @@ impl Patches {
             width,
             lanes,
             stride: g.stride[2],
+            flat: g.is_pointwise(),
             chunks: Vec::new(),
             starts: Vec::new(),
         };
-        let count = (pixels / lanes + rows + patches.panels()).saturating_mul(taps);
+        let count = (pixels / lanes + rows + 2 * patches.panels()).saturating_mul(taps);
         if count <= most {
             let (mut chunks, mut starts) = (Vec::new(), vec![0]);
             for panel in 0..patches.panels() {
@@ -103,15 +108,16 @@ impl Patches {
                 let mut at = panel * self.width;
                 while at < end {
                     let (y, x) = (at / self.row, at % self.row);
-                    let len = self.lanes.min(self.row - x).min(end - at);
-                    let to = (at - panel * self.width) as u32;
+                    let lane = (at - panel * self.width) % self.lanes;
+                    let len = (self.lanes - lane).min(self.row - x).min(end - at);
+                    let last = lane + len == self.lanes || at + len == end;
                     chunks.push(match g.is_pointwise() {
                         true => Chunk {
                             from: at as i32,
                             mask: ones(0..len),
-                            to,
+                            last,
                         },
-                        false => chunk(g, [y, x], [ky, kx], len, to),
+                        false => chunk(g, [y, x], [ky, kx], [lane, len], last),
                     });
                     at += len;
                 }
@@ -146,15 +152,15 @@ fn ones(range: std::ops::Range<usize>) -> u32 {
 
 /// What `len` output pixels side by side read of their row for a column of the kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Reach {
+pub(in crate::kernels) struct Reach {
     /// From the row's first pixel to what the first lane reads; it may lie outside the row.
-    pub(super) from: i32,
+    pub(in crate::kernels) from: i32,
     /// As [`Chunk::mask`].
-    pub(super) mask: u32,
+    pub(in crate::kernels) mask: u32,
 }
 
 /// The reach of the output pixels from column `x` on for the kernel's column `kx`.
-pub(super) fn reach(g: &Geometry, x: usize, kx: usize, len: usize) -> Reach {
+pub(in crate::kernels) fn reach(g: &Geometry, x: usize, kx: usize, len: usize) -> Reach {
     let xs = g.inside(2, kx);
     let lanes = xs.start.max(x).min(x + len) - x..xs.end.min(x + len).max(x) - x;
     if lanes.is_empty() {
@@ -171,19 +177,27 @@ pub(super) fn reach(g: &Geometry, x: usize, kx: usize, len: usize) -> Reach {
     }
 }
 
-/// The chunk of `len` output pixels from `[y, x]` on for a kernel entry.
-fn chunk(g: &Geometry, [y, x]: [usize; 2], [ky, kx]: [usize; 2], len: usize, to: u32) -> Chunk {
+/// The chunk of `len` output pixels from `[y, x]` on for a kernel entry, from a lane on.
+fn chunk(
+    g: &Geometry,
+    [y, x]: [usize; 2],
+    [ky, kx]: [usize; 2],
+    [lane, len]: [usize; 2],
+    last: bool,
+) -> Chunk {
     let reach = reach(g, x, kx, len);
     if !g.inside(1, ky).contains(&y) || reach.mask == 0 {
         return Chunk {
             from: 0,
             mask: 0,
-            to,
+            last,
         };
     }
+    let row = (g.source(1, y, ky) * g.input[2]) as i32;
+    let elements = if g.stride[2] == 2 { 2 * lane } else { lane };
     Chunk {
-        from: reach.from + (g.source(1, y, ky) * g.input[2]) as i32,
-        mask: reach.mask,
-        to,
+        from: reach.from + row - (lane * g.stride[2]) as i32,
+        mask: reach.mask << elements,
+        last,
     }
 }

@@ -18,6 +18,10 @@ pub(super) struct Slide<'a> {
     pub(super) out: &'a mut [f32],
 }
 
+/// Elements between a row and what is called for while it is read.
+#[cfg(target_arch = "x86_64")]
+const AHEAD: usize = 1 << 10;
+
 /// Output rows that are computed at once.
 const ROWS: usize = 4;
 
@@ -85,7 +89,13 @@ macro_rules! kernels {
             let (height, kernel, pad) = (g.input[1], g.kernel[1], g.pad[1]);
             let (stride, dilation) = (g.stride[1], g.dilation[1]);
             let mut y = 0;
+            let mut ahead = s.image.as_ptr().wrapping_add(AHEAD);
             while y < g.output[1] {
+                let rows = if y % ROWS == 0 { ROWS * stride } else { 0 };
+                for at in (0..rows * g.input[2]).step_by(16) {
+                    _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add(at).cast());
+                }
+                ahead = ahead.wrapping_add(rows * g.input[2]);
                 let last = (y + ROWS - 1) * stride + (kernel - 1) * dilation;
                 if y + ROWS <= g.output[1] && y * stride >= pad && last < height + pad {
                     // SAFETY: passed on; all rows lie in the image.
@@ -111,7 +121,7 @@ mod x86 {
     use std::arch::x86_64::*;
 
     use super::super::masks::x86::*;
-    use super::{ROWS, Slide};
+    use super::{AHEAD, ROWS, Slide};
 
     kernels!(
         plane512,

@@ -7,14 +7,14 @@ use super::columns::Geometry;
 use super::panels::After;
 use crate::kernels::tile::Isa;
 
-pub(super) fn values(step: u64, n: usize) -> Vec<f32> {
+pub(in crate::kernels) fn values(step: u64, n: usize) -> Vec<f32> {
     let random = Philox::new(7);
     (0..n as u64)
         .map(|i| random.uniform(step, i) as f32 - 0.5)
         .collect()
 }
 
-pub(super) fn isas() -> Vec<Isa> {
+pub(in crate::kernels) fn isas() -> Vec<Isa> {
     #[cfg(target_arch = "x86_64")]
     return match Isa::get() {
         Isa::Avx512 => vec![Isa::Avx512, Isa::Avx2],
@@ -26,7 +26,7 @@ pub(super) fn isas() -> Vec<Isa> {
 }
 
 /// The geometry of a convolution in two dimensions, if there is an output.
-pub(super) fn geometry(
+pub(in crate::kernels) fn geometry(
     size: [usize; 2],
     kernel: [usize; 2],
     strides: [usize; 2],
