@@ -1,4 +1,4 @@
-//! Gradients of convolutions without columns: the image is copied once with its padding, at a row pitch under
+//! Convolutions and sums over pixels without columns: the image is copied once with its padding, at a row pitch under
 //! which every entry of the kernel reads a vector of pixels at a fixed distance. With strides the
 //! copy is in phases, the pixels whose indices leave the same rest.
 //!
