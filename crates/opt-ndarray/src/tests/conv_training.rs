@@ -77,7 +77,7 @@ fn convolutions_and_their_gradients_agree_with_columns() {
         };
         let bias = noise(&[groups * o], 3);
         let y = check(&conv.into(), &[x.clone(), w.clone(), bias]);
-        let g = noise(&y.shape(), 4);
+        let g = noise(y.shape(), 4);
         let rest = [0, 1].map(|a| (size[a] + 2 * pad - kernel[a]) % stride);
         let transpose = ConvTranspose {
             window: window.clone(),
