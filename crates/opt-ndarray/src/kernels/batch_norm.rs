@@ -70,6 +70,40 @@ impl Channel {
         let start = self.first + image * self.stride;
         start..start + self.inner
     }
+
+    /// The image to call for while another one is read, where runs are shorter than a page.
+    #[inline(always)]
+    fn ahead(self, image: usize) -> Option<usize> {
+        let ahead = image + PAGE.div_ceil(self.inner.max(1));
+        (self.inner < PAGE && ahead < self.n).then_some(ahead)
+    }
+
+    /// Calls for what is read of a tensor some images later.
+    #[inline(always)]
+    fn fetch(self, x: &[f32], image: usize) {
+        if let Some(ahead) = self.ahead(image) {
+            fetch(&x[self.run(ahead)]);
+        }
+    }
+}
+
+/// Entries of a page of memory, in which the processor looks ahead by itself.
+const PAGE: usize = 1 << 10;
+
+/// Calls for a run of entries.
+#[inline(always)]
+fn fetch(run: &[f32]) {
+    #[cfg(target_arch = "x86_64")]
+    for line in run.chunks(16) {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        #[expect(unsafe_code, reason = "vector instructions")]
+        // SAFETY: a hint, which may name any address; every such processor has it.
+        unsafe {
+            _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast());
+        }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = run;
 }
 
 /// A channel of a result.
@@ -90,6 +124,14 @@ impl<'a> Target<'a> {
     fn run(&mut self, image: usize) -> &mut [f32] {
         // SAFETY: in the channel that this alone uses, borrowed as long as what is returned.
         unsafe { self.all.part(self.channel.run(image)) }
+    }
+
+    /// Calls for what is written some images later.
+    #[inline(always)]
+    fn fetch(&self, image: usize) {
+        if let Some(ahead) = self.channel.ahead(image) {
+            fetch(self.read(ahead));
+        }
     }
 
     #[expect(unsafe_code, reason = "each task has its own channel")]
@@ -179,6 +221,7 @@ by_isa! {
     fn moments(x: &[f32], channel: Channel, centre: f32) -> (f64, f64) = |_FMA| {
         let mut sums = Sums::new();
         for image in 0..channel.n {
+            channel.fetch(x, image);
             let x = &x[channel.run(image)];
             sums.add(x, x, |x, _| (x, (x - centre) * (x - centre)));
         }
@@ -194,6 +237,10 @@ by_isa! {
         let channel = y.channel;
         for image in 0..channel.n {
             let run = channel.run(image);
+            y.fetch(image);
+            if let Some(other) = other {
+                channel.fetch(other, image);
+            }
             let (x, y) = (&x[run.clone()], y.run(image));
             let rectify = |v: f32| if v < 0.0 { 0.0 } else { v };
             match (other.map(|other| &other[run]), relu) {
@@ -218,6 +265,8 @@ by_isa! {
         let mut sums = Sums::new();
         for image in 0..channel.n {
             let run = channel.run(image);
+            channel.fetch(g, image);
+            channel.fetch(x, image);
             sums.add(&g[run.clone()], &x[run], |g, x| (g, g * (x - mean)));
         }
         sums.end()
@@ -235,6 +284,10 @@ by_isa! {
         let channel = g.channel;
         for image in 0..channel.n {
             let run = channel.run(image);
+            g.fetch(image);
+            for read in [first, second, Some(y), Some(x)].into_iter().flatten() {
+                channel.fetch(read, image);
+            }
             let g = g.run(image);
             let y = &y[run.clone()];
             let mask = |g: f32, y: f32| if y > 0.0 { g } else { 0.0 };
@@ -267,6 +320,7 @@ by_isa! {
         let [a, slope, shift] = coefficients;
         for image in 0..channel.n {
             let run = channel.run(image);
+            dx.fetch(image);
             let dx = dx.run(image);
             let x = &x[run.clone()];
             let g = match g {

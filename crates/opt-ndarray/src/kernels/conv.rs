@@ -1,10 +1,12 @@
 //! Convolution, its transpose and its gradient by the weight, in one to three dimensions.
 //!
-//! In two dimensions and `f32` convolutions multiply panels of patches (`panels.rs`) or, with one
-//! channel a group, slide over rows (`depthwise.rs`); their gradients read shifted images
-//! (`shifted.rs`). Elsewhere all three are matrix products with the patches of the input
-//! ("columns"), which are laid out image by image, and within an image pixel block by pixel block,
-//! in a buffer of the thread.
+//! In two dimensions and `f32` convolutions multiply panels of patches (`panels.rs`), in training also
+//! transformed tiles (`winograd.rs`), or slide over rows with one channel a group (`depthwise.rs`).
+//! Gradients by the input are convolutions of one of these kinds, with strides one for each phase
+//! of its pixels (`backward.rs`). Gradients by the weight are sums of outer products (`outer.rs`),
+//! or of products of shifted images (`shifted.rs`). Elsewhere all three are matrix products with
+//! the patches of the input ("columns"), which are laid out image by image, and within an image
+//! pixel block by pixel block, in a buffer of the thread.
 
 mod backward;
 mod columns;

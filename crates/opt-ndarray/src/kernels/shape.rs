@@ -164,10 +164,26 @@ fn run<T: Copy>(a: &Axis, source: &[T], from: isize, target: &SharedMut<'_, T>, 
         match a.from {
             1 => out.copy_from_slice(&source[from as usize..][..a.size]),
             0 => out.fill(source[from as usize]),
+            step if step > 1 => {
+                let source = source[from as usize..].iter().step_by(step as usize);
+                out.iter_mut().zip(source).for_each(|(out, &v)| *out = v);
+            }
             _ => {
                 for (i, out) in out.iter_mut().enumerate() {
                     *out = source[(from + i as isize * a.from) as usize];
                 }
+            }
+        }
+    } else if a.from == 1 && a.to > 1 && a.size > 0 {
+        let source = &source[from as usize..][..a.size];
+        let out = target.at(to as usize);
+        // The last one, and with it all before it, is in bounds.
+        target.at(to as usize + (a.size - 1) * a.to as usize);
+        for (i, &v) in source.iter().enumerate() {
+            #[expect(unsafe_code, reason = "writes the caller's part of a shared target")]
+            // SAFETY: in bounds; nobody else writes these elements.
+            unsafe {
+                out.wrapping_add(i * a.to as usize).write(v);
             }
         }
     } else {

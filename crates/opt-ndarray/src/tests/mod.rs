@@ -2,6 +2,7 @@
 
 mod batch_norm;
 mod conv_fusion;
+mod conv_training;
 mod fusion;
 mod half;
 mod kernels;

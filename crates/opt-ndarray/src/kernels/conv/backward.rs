@@ -1,8 +1,11 @@
 //! The gradient of a convolution by its input where there are strides, or more padding than the kernel
 //! reaches: as many convolutions of the output's gradient as there are phases of the input's pixels.
 
+use smallvec::SmallVec;
+
 use super::columns::Geometry;
 use super::shifted::Shifted;
+use crate::kernels::lanes::by_isa;
 use crate::kernels::tile::Isa;
 
 /// Entries of results that stay in the second-level cache beside others.
@@ -176,7 +179,7 @@ impl Backward {
         buffer: &mut [f32],
     ) {
         let [height, width] = self.input;
-        let inputs = out.len() / (height * width).max(1);
+        let inputs = out.len() / (height * width);
         let (image_len, block_len) = self.lens(inputs);
         let (image, runs) = buffer.split_at_mut(image_len);
         if let Some(part) = self.parts.first() {
@@ -198,43 +201,86 @@ impl Backward {
                     part.shifted.convolve(image, own, inputs, now(part), run);
                 }
             }
-            for channel in 0..inputs {
-                let bias = bias.map_or(0.0, |b| b[channel]);
-                for y in start * self.stride[0]..height.min((start + step) * self.stride[0]) {
-                    let out = &mut out[(channel * height + y) * width..][..width];
-                    let runs = runs.chunks(block_len.max(1));
-                    let here = self.parts.iter().zip(runs);
-                    let mut here = here.filter_map(|(part, run)| {
-                        let rows = now(part);
-                        let i = y.checked_sub(part.first[0])?;
-                        let row = i / self.stride[0];
-                        let own = i % self.stride[0] == 0 && rows.contains(&row);
-                        let pixels =
-                            || part.shifted.row(run, channel, rows.len(), row - rows.start);
-                        own.then(|| (part.first[1], pixels()))
+            for y in start * self.stride[0]..height.min((start + step) * self.stride[0]) {
+                let runs = runs.chunks(block_len.max(1));
+                let here = self.parts.iter().zip(runs).filter_map(|(part, run)| {
+                    let rows = now(part);
+                    let i = y.checked_sub(part.first[0])?;
+                    let row = i / self.stride[0];
+                    let own = i % self.stride[0] == 0 && rows.contains(&row);
+                    own.then(|| Source {
+                        first: part.first[1],
+                        pixels: &run[part.shifted.row(row - rows.start)..],
+                        step: part.shifted.run_len(rows.len()),
+                        len: part.size[1],
+                    })
+                });
+                let here: SmallVec<[Source<'_>; 4]> = here.collect();
+                let target = Target {
+                    y,
+                    size: self.input,
+                    stride: self.stride[1],
+                };
+                weave(&here, bias, out, target);
+            }
+        }
+    }
+}
+
+/// What a part has for a row of the input's gradient.
+struct Source<'a> {
+    /// The first column.
+    first: usize,
+    /// The row of each channel, `step` from each other.
+    pixels: &'a [f32],
+    step: usize,
+    len: usize,
+}
+
+impl Source<'_> {
+    fn row(&self, channel: usize) -> &[f32] {
+        &self.pixels[channel * self.step..][..self.len]
+    }
+}
+
+/// A row of all channels of an input's gradient.
+#[derive(Clone, Copy)]
+struct Target {
+    y: usize,
+    size: [usize; 2],
+    /// Between the pixels of a part.
+    stride: usize,
+}
+
+by_isa! {
+    /// Writes a row of each channel, with a bias.
+    fn weave(
+        sources: &[Source<'_>], bias: Option<&[f32]>, out: &mut [f32], to: Target
+    ) = |_FMA| {
+        let [height, width] = to.size;
+        for (channel, out) in out.chunks_exact_mut(height * width).enumerate() {
+            let out = &mut out[to.y * width..][..width];
+            let bias = bias.map_or(0.0, |b| b[channel]);
+            match (to.stride, sources) {
+                (1, [s]) if s.len == width => {
+                    out.iter_mut().zip(s.row(channel)).for_each(|(o, &v)| *o = v + bias);
+                }
+                (2, [a, b]) => {
+                    let (even, odd) = if a.first == 0 { (a.row(channel), b.row(channel)) } else { (b.row(channel), a.row(channel)) };
+                    let pairs = out.chunks_exact_mut(2).zip(even.iter().zip(odd));
+                    pairs.for_each(|(o, (&even, &odd))| {
+                        o[0] = even + bias;
+                        o[1] = odd + bias;
                     });
-                    match (self.stride[1], here.next(), here.next()) {
-                        (1, Some((0, pixels)), None) => {
-                            out.iter_mut().zip(pixels).for_each(|(o, &v)| *o = v + bias);
-                        }
-                        (2, Some((first, a)), Some((_, b))) => {
-                            let (even, odd) = if first == 0 { (a, b) } else { (b, a) };
-                            let pairs = out.chunks_exact_mut(2).zip(even.iter().zip(odd));
-                            pairs.for_each(|(o, (&even, &odd))| {
-                                o[0] = even + bias;
-                                o[1] = odd + bias;
-                            });
-                            if let (1, Some(last)) = (width % 2, out.last_mut()) {
-                                *last = even[width / 2] + bias;
-                            }
-                        }
-                        (step, a, b) => {
-                            out.fill(bias);
-                            for (first, pixels) in [a, b].into_iter().flatten().chain(here) {
-                                let out = out[first..].iter_mut().step_by(step);
-                                out.zip(pixels).for_each(|(o, &v)| *o = v + bias);
-                            }
-                        }
+                    if let (1, Some(last)) = (width % 2, out.last_mut()) {
+                        *last = even[width / 2] + bias;
+                    }
+                }
+                (step, sources) => {
+                    out.fill(bias);
+                    for s in sources {
+                        let out = out[s.first..].iter_mut().step_by(step);
+                        out.zip(s.row(channel)).for_each(|(o, &v)| *o = v + bias);
                     }
                 }
             }

@@ -1,4 +1,4 @@
-//! Gradients of convolutions without columns: the image is copied once with its padding, at a row pitch under
+//! Convolutions and sums over pixels without columns: the image is copied once with its padding, at a row pitch under
 //! which every entry of the kernel reads a vector of pixels at a fixed distance. With strides the
 //! copy is in phases, the pixels whose indices leave the same rest.
 //!
@@ -131,7 +131,7 @@ impl Shifted {
     }
 
     /// Pixels that are computed of so many rows of an output channel: whole vectors.
-    fn run_len(&self, rows: usize) -> usize {
+    pub(super) fn run_len(&self, rows: usize) -> usize {
         let (_, vectors) = product_tile(self.isa);
         let run = (rows.max(1) - 1) * self.pitch + self.output[1];
         run.next_multiple_of(vectors * self.isa.lanes())
@@ -215,8 +215,8 @@ impl Shifted {
         }
     }
 
-    /// Convolves a padded image with a packed weight: some output rows, of which [`Shifted::row`]
-    /// finds each in `run`.
+    /// Convolves a padded image with a packed weight: some output rows, into a run of
+    /// [`Shifted::run_len`] for each output channel.
     pub(super) fn convolve(
         &self,
         image: &[f32],
@@ -251,16 +251,9 @@ impl Shifted {
         }
     }
 
-    /// An output row of what [`Shifted::convolve`] has left of so many rows, by its place among
-    /// them.
-    pub(super) fn row<'a>(
-        &self,
-        run: &'a [f32],
-        channel: usize,
-        rows: usize,
-        i: usize,
-    ) -> &'a [f32] {
-        &run[channel * self.run_len(rows) + i * self.pitch..][..self.output[1]]
+    /// Where an output row starts in the run of a channel.
+    pub(super) fn row(&self, i: usize) -> usize {
+        i * self.pitch
     }
 
     /// Entries of a channel of a gradient in [`Shifted::spread`]'s layout: whole vectors.
