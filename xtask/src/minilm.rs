@@ -29,3 +29,19 @@ pub(crate) fn minilm(arguments: &[&str]) -> Result {
     println!("{} is ready", folder.display());
     Ok(())
 }
+
+/// Scores of quantized files in ONNX Runtime.
+pub(crate) fn check(arguments: &[&str]) -> Result {
+    let standard = root().join("target/minilm").display().to_string();
+    let (quantized, folder) = match arguments {
+        [quantized] => (*quantized, standard.as_str()),
+        [quantized, folder] => (*quantized, *folder),
+        _ => {
+            return Err(format!(
+                "one or two folders are expected, not {arguments:?}"
+            ));
+        }
+    };
+    oracle::set_up()?;
+    oracle::script("benches/peers/minilm_int8.py", &[folder, quantized])
+}

@@ -1,5 +1,6 @@
 //! Weights of few bits in files: written, read back, and the same.
 
+use opt_core::ops::{Dequantize, Quantize, ReduceOp};
 use opt_core::{
     Backend, Context, DType, ErrorKind, Graph, GraphBuilder, Pass, Tensor, TensorType, ValueKind,
 };
@@ -140,12 +141,6 @@ fn products_become_matmul_nbits_and_come_back() {
 
 #[test]
 fn quantization_without_zero_points_is_written_for_old_and_new_sets() {
-    let pass = QuantizeDynamic::new().per_token();
-    let (graph, _) = pass.apply(product(false), &mut Context::new()).unwrap();
-    let bytes = Exporter::new().to_bytes(&graph).unwrap();
-    let back = Importer::new().read(bytes).unwrap();
-    assert_eq!(run(&back), run(&graph));
-
     let mut b = GraphBuilder::new("whole");
     let x = b
         .input("x", TensorType::new(DType::F32, [2, 3, 70]))
@@ -176,5 +171,77 @@ fn quantization_without_zero_points_is_written_for_old_and_new_sets() {
         let bytes = Exporter::new().opset(opset).to_bytes(&graph).unwrap();
         let back = Importer::new().read(bytes).unwrap();
         assert_eq!(backend.run_once(&back, &x).unwrap(), expected, "{opset}");
+    }
+}
+
+/// Rows with scales and zero points of their own: `MatMulInteger`, and the terms of the zero points
+/// taken from its sums.
+#[test]
+fn products_by_rows_become_products_of_integers() {
+    for (trans_b, scheme) in [
+        (false, Scheme::int8()),
+        (true, Scheme::int8()),
+        (false, Scheme::uint8()),
+        (true, Scheme::uint8().per_tensor()),
+    ] {
+        let pass = QuantizeDynamic::new().per_token().weights(scheme);
+        let graph = pass.apply(product(trans_b), &mut Context::new()).unwrap().0;
+        let bytes = Exporter::new().to_bytes(&graph).unwrap();
+        let written = String::from_utf8_lossy(&bytes).into_owned();
+        assert!(written.contains("MatMulInteger"), "{scheme}");
+        assert!(!written.contains("DequantizeLinear"), "{scheme}");
+        let back = Importer::new().read(bytes).unwrap();
+        let (ours, theirs) = (run(&graph).to_f64s(), run(&back).to_f64s());
+        // Sums of integers are exact there, and rounded in each step here.
+        let size = ours.iter().fold(0f64, |m, v| m.max(v.abs()));
+        for (a, b) in ours.iter().zip(&theirs) {
+            assert!((a - b).abs() <= 1e-5 * size, "{scheme}: {a} against {b}");
+        }
+        let old = Exporter::new().opset(20).to_bytes(&graph);
+        assert_eq!(old.unwrap_err().kind(), ErrorKind::Unsupported);
+    }
+}
+
+/// Symmetric rows, in a product and by themselves.
+#[test]
+fn symmetric_rows_need_no_term_of_zero_points() {
+    let mut b = GraphBuilder::new("rows");
+    let shape = TensorType::new(DType::F32, [2, 3, 70]);
+    let x = b.input("x", shape).unwrap();
+    let size = b.abs(x).unwrap();
+    let size = b.reduce(ReduceOp::Max, size, &[2], true).unwrap();
+    let scale = b.mul_scalar(size, 1.0 / 127.0).unwrap();
+    let (axis, block) = (Some(2), Some(70));
+    let dtype = DType::I8;
+    let q = b.op(Quantize { dtype, axis, block }, &[x, scale]).unwrap();
+    let rows = b.op(Dequantize { axis, block }, &[q, scale]).unwrap();
+    b.output("rows", rows).unwrap();
+    let rows = b.op(Dequantize { axis, block }, &[q, scale]).unwrap();
+    let w: Vec<i8> = (0..350).map(|i| (i * 37 % 255 - 127) as i8).collect();
+    let w = b.constant(Tensor::new([70, 5], w).unwrap());
+    let of_w = b.constant(Tensor::new([5], [0.1f32, 0.2, 0.3, 0.4, 0.5]).unwrap());
+    let op = Dequantize {
+        axis: Some(1),
+        block: None,
+    };
+    let w = b.op(op, &[w, of_w]).unwrap();
+    let y = b.matmul(rows, w).unwrap();
+    b.output("y", y).unwrap();
+    let graph = b.finish().unwrap();
+
+    let bytes = Exporter::new().to_bytes(&graph).unwrap();
+    let written = String::from_utf8_lossy(&bytes).into_owned();
+    assert!(written.contains("MatMulInteger") && !written.contains("Sub"));
+    let back = Importer::new().read(bytes).unwrap();
+    let backend = NdarrayBackend::new();
+    let x = [random(2, &[2, 3, 70])];
+    let (ours, theirs) = (
+        backend.run_once(&graph, &x).unwrap(),
+        backend.run_once(&back, &x).unwrap(),
+    );
+    assert_eq!(ours[0], theirs[0]);
+    let size = ours[1].to_f64s().iter().fold(0f64, |m, v| m.max(v.abs()));
+    for (a, b) in ours[1].to_f64s().iter().zip(theirs[1].to_f64s()) {
+        assert!((a - b).abs() <= 1e-5 * size, "{a} against {b}");
     }
 }

@@ -1,13 +1,11 @@
 //! Ranges of activations from examples.
 
 use std::collections::BTreeMap;
-use std::collections::btree_map::Entry;
 
-use opt_core::backend::{CompileSpec, bindings_of};
 use opt_core::data::Dataset;
-use opt_core::graph::Bindings;
-use opt_core::{Backend, Error, ErrorKind, Graph, Result, ResultExt, Session, ValueId};
+use opt_core::{Backend, Graph, Result, ResultExt, ValueId};
 
+use crate::batches::Batches;
 use crate::observer::{ObserverKind, RangeObserver};
 
 /// How to calibrate.
@@ -38,7 +36,7 @@ impl Default for Calibration {
 /// Examples may have more fields (targets) after the graph's inputs.
 ///
 /// # Errors
-/// [`ErrorKind::Data`] if there are no examples or a value is NaN or infinite, at the value's
+/// [`ErrorKind::Data`](opt_core::ErrorKind::Data) if there are no examples or a value is NaN or infinite, at the value's
 /// name.
 pub fn calibrate(
     graph: &Graph,
@@ -47,11 +45,8 @@ pub fn calibrate(
     backend: &dyn Backend,
     options: &Calibration,
 ) -> Result<BTreeMap<ValueId, Box<dyn RangeObserver>>> {
-    let count = data.len().min(options.max_examples);
-    if count == 0 || options.batch_size == 0 {
-        return Err(Error::new(ErrorKind::Data, "no examples to calibrate on"));
-    }
-    let mut observers = BTreeMap::new();
+    let batches = Batches::new(data, backend, options)?;
+    let mut observers: BTreeMap<ValueId, Box<dyn RangeObserver>> = BTreeMap::new();
     for &v in values {
         observers.insert(v, options.observer.observer()?);
     }
@@ -60,24 +55,12 @@ pub fn calibrate(
         .map(|&v| (graph.value(v).name().to_string(), v))
         .collect();
     let watched = graph.extract(&outputs, false)?;
-    let mut sessions: BTreeMap<Bindings, Box<dyn Session>> = BTreeMap::new();
-    let indices: Vec<usize> = (0..count).collect();
-    for batch in indices.chunks(options.batch_size) {
-        let mut fields = data.batch(batch)?;
-        fields.truncate(watched.inputs().len());
-        let bindings = bindings_of(&watched, &fields)?;
-        let session = match sessions.entry(bindings) {
-            Entry::Occupied(e) => e.into_mut(),
-            Entry::Vacant(e) => {
-                let mut spec = CompileSpec::new();
-                spec.bindings.clone_from(e.key());
-                e.insert(backend.compile(&watched, &spec)?.session()?)
-            }
-        };
-        for ((name, v), tensor) in outputs.iter().zip(session.run(&fields)?) {
+    batches.run(&watched, |_, tensors| {
+        for ((name, v), tensor) in outputs.iter().zip(tensors) {
             let observer = observers.get_mut(v).expect("one a value");
             observer.update(&tensor).at(|| name.clone())?;
         }
-    }
+        Ok(())
+    })?;
     Ok(observers)
 }

@@ -5,13 +5,14 @@ use std::collections::BTreeMap;
 use opt_core::ops::{Dequantize, Op, Quantize, ReduceOp};
 use opt_core::pass::Needs;
 use opt_core::{
-    Context, DType, Error, Graph, GraphPatch, Pass, Report, Result, ResultExt, ValueId,
+    Context, DType, Error, ErrorKind, Graph, GraphPatch, Pass, Report, Result, ResultExt, ValueId,
 };
 
 use crate::params::QParams;
 use crate::rules::{Rules, Select};
 use crate::scheme::Scheme;
-use crate::stored::{Kinds, find};
+use crate::stored::{IN_FLOAT, Kinds, find};
+use crate::weights_pass::QuantizeWeights;
 
 /// Quantizes matrix products with stored weights: weights to 8-bit integers now, activations with
 /// scales found in each run. No calibration is needed.
@@ -19,7 +20,9 @@ use crate::stored::{Kinds, find};
 /// Activations are quantized to uint8 with one scale and zero point, by
 /// [`DynamicQuantize`](opt_core::ops::DynamicQuantize); exported to ONNX the products become
 /// `MatMulInteger`, as ONNX Runtime's `quantize_dynamic` writes it. Or, [per
-/// token](QuantizeDynamic::per_token), each row to symmetric int8 with a scale of its own.
+/// token](QuantizeDynamic::per_token), each row has a scale and zero point of its own.
+///
+/// [`QuantizeDynamic::recommended`] is what to start with for transformers.
 ///
 /// ```
 /// use opt_core::nn::{Linear, ModelBuilder};
@@ -39,6 +42,8 @@ use crate::stored::{Kinds, find};
 pub struct QuantizeDynamic {
     weights: Scheme,
     per_token: bool,
+    others: Option<Scheme>,
+    half_scales: bool,
     rules: Rules,
 }
 
@@ -54,8 +59,57 @@ impl QuantizeDynamic {
         QuantizeDynamic {
             weights: Scheme::int8().per_tensor(),
             per_token: false,
+            others: None,
+            half_scales: false,
             rules: Rules::new(),
         }
+    }
+
+    /// What loses least at 8 bits without calibration: weights [per
+    /// channel](QuantizeDynamic::per_channel), activations [per token](QuantizeDynamic::per_token),
+    /// and [embeddings](QuantizeDynamic::others) by rows, so that the file is a quarter of the
+    /// float one.
+    ///
+    /// ```
+    /// use opt_core::nn::{Embedding, Linear, ModelBuilder};
+    /// use opt_core::{Context, DType, Pass};
+    /// use opt_quant::QuantizeDynamic;
+    ///
+    /// let mut m = ModelBuilder::new("model", 0);
+    /// let ids = m.batch_of(DType::I64, "ids", [7])?;
+    /// let x = m.layer("embed", Embedding::new(100, 16), ids)?;
+    /// let y = m.layer("fc", Linear::new(8), x)?;
+    /// m.output("y", y)?;
+    /// let pass = QuantizeDynamic::recommended();
+    /// let (graph, report) = pass.apply(m.finish()?, &mut Context::new())?;
+    /// assert_eq!(report.changed, 2);
+    /// assert_eq!(graph.type_of(graph.find("embed.weight.q")?).to_string(), "i8[100,16]");
+    /// # Ok::<(), opt_quant::Error>(())
+    /// ```
+    pub fn recommended() -> QuantizeDynamic {
+        let int8 = Scheme::int8();
+        QuantizeDynamic::new()
+            .per_channel()
+            .per_token()
+            .others(int8)
+            .half_scales()
+    }
+
+    /// Also stores the weights that are in no product (embeddings and convolutions) in a scheme, as
+    /// [`QuantizeWeights`] does; computing with them stays in float. Rules that name a scheme hold
+    /// for them, too.
+    #[must_use]
+    pub fn others(mut self, scheme: Scheme) -> QuantizeDynamic {
+        self.others = Some(scheme);
+        self
+    }
+
+    /// Stores the scales of [others](QuantizeDynamic::others) in 16 bits, as
+    /// [`QuantizeWeights::half_scales`] does.
+    #[must_use]
+    pub fn half_scales(mut self) -> QuantizeDynamic {
+        self.half_scales = true;
+        self
     }
 
     /// Weights in another scheme: integers of 8 bits with a scale a tensor or a channel, such as
@@ -73,8 +127,13 @@ impl QuantizeDynamic {
         self
     }
 
-    /// A scale for each row of activations, that is for each token of a sequence: symmetric int8,
-    /// by the row's largest magnitude. One outlying token then costs the others no precision.
+    /// A scale and zero point for each row of activations, that is for each token of a sequence:
+    /// uint8 over the row's range, with 0 in it. One outlying token then costs the others no
+    /// precision, and what a token becomes depends neither on the others of its batch nor on
+    /// padding.
+    ///
+    /// In ONNX the products are `MatMulInteger`, with the rows' zero points and scales applied to
+    /// the sums, from operator set 21 on.
     ///
     /// ```
     /// use opt_core::nn::{Linear, ModelBuilder};
@@ -132,21 +191,35 @@ fn check(scheme: &Scheme) -> Result<()> {
     Ok(())
 }
 
-/// The rows of a value rounded to 255 levels by each one's largest magnitude.
-fn by_token(patch: &mut GraphPatch, x: ValueId) -> Result<ValueId> {
+/// Integers, scales and zero points of a value, a scale and zero point a row.
+fn by_token(patch: &mut GraphPatch, x: ValueId) -> Result<[ValueId; 3]> {
     let last = patch.type_of(x).rank() - 1;
     let width = patch.type_of(x).shape[last].fixed()?;
-    let size = patch.abs(x)?;
-    let size = patch.reduce(ReduceOp::Max, size, &[last], true)?;
-    let levels = patch.scalar_like(size, 127.0)?;
-    let scale = patch.div(size, levels)?;
+    let low = patch.reduce(ReduceOp::Min, x, &[last], true)?;
+    let high = patch.reduce(ReduceOp::Max, x, &[last], true)?;
+    let zero = patch.scalar_like(low, 0.0)?;
+    let low = patch.minimum(low, zero)?;
+    let high = patch.maximum(high, zero)?;
+    // Divided one by one: the difference of the ends may overflow.
+    let levels = patch.scalar_like(low, 255.0)?;
+    let (above, below) = (patch.div(high, levels)?, patch.div(low, levels)?);
+    let scale = patch.sub(above, below)?;
     // A row of zeros divides by this.
     let least = patch.scalar_like(scale, f64::from(f32::MIN_POSITIVE))?;
     let scale = patch.maximum(scale, least)?;
-    let (axis, block) = (Some(last), Some(width));
-    let dtype = DType::I8;
-    let q = patch.op(Quantize { dtype, axis, block }, &[x, scale])?;
-    patch.op(Dequantize { axis, block }, &[q, scale])
+    // 0 and 255 bound it: `low` is between minus 255 scales and 0.
+    let zero_point = patch.sub(zero, low)?;
+    let zero_point = patch.div(zero_point, scale)?;
+    let zero_point = patch.round(zero_point)?;
+    let zero_point = patch.minimum(zero_point, levels)?;
+    let zero_point = patch.cast(zero_point, DType::U8)?;
+    let op = Quantize {
+        dtype: DType::U8,
+        axis: Some(last),
+        block: Some(width),
+    };
+    let q = patch.op(op, &[x, scale, zero_point])?;
+    Ok([q, scale, zero_point])
 }
 
 impl Pass for QuantizeDynamic {
@@ -156,8 +229,12 @@ impl Pass for QuantizeDynamic {
 
     fn config(&self) -> String {
         format!(
-            "weights = \"{}\"\nper_token = {}\nrules = {}\n",
-            self.weights, self.per_token, self.rules
+            "weights = \"{}\"\nper_token = {}\nothers = \"{}\"\nhalf_scales = {}\nrules = {}\n",
+            self.weights,
+            self.per_token,
+            self.others.map_or("float".into(), |s| s.to_string()),
+            self.half_scales,
+            self.rules
         )
     }
 
@@ -165,12 +242,12 @@ impl Pass for QuantizeDynamic {
         Needs::NOTHING
     }
 
-    fn apply(&self, graph: Graph, _: &mut Context<'_>) -> Result<(Graph, Report)> {
+    fn apply(&self, graph: Graph, cx: &mut Context<'_>) -> Result<(Graph, Report)> {
         let (layers, left) = find(&graph, &self.rules, &self.weights, Kinds::Products)?;
         let original = graph.clone();
         let mut patch = GraphPatch::new(graph);
         let mut report = Report::new(layers.len());
-        let mut inputs: BTreeMap<ValueId, ValueId> = BTreeMap::new();
+        let mut inputs: BTreeMap<ValueId, [ValueId; 3]> = BTreeMap::new();
         let mut weights: BTreeMap<(ValueId, usize), (QParams, [ValueId; 3])> = BTreeMap::new();
         for layer in layers {
             let node = original.node(layer.node);
@@ -180,26 +257,26 @@ impl Pass for QuantizeDynamic {
             let name = value.name().to_string();
             check(&layer.scheme).at(|| name.clone())?;
             let place = || node.name().to_string();
-            let a = match inputs.get(&x).copied() {
-                // A tensor that is quantized whole is dequantized for each product, by which
-                // exporters see that it is one of integers.
-                Some(found) if self.per_token => found,
-                _ if self.per_token => {
-                    let new = by_token(&mut patch, x).at(place)?;
+            let [q, scale, zero] = match inputs.get(&x).copied() {
+                Some(found) => found,
+                None => {
+                    let new = match self.per_token {
+                        true => by_token(&mut patch, x),
+                        false => patch.dynamic_quantize(x),
+                    };
+                    let new = new.at(place)?;
                     inputs.insert(x, new);
                     new
                 }
-                found => {
-                    let q = match found {
-                        Some(q) => q,
-                        None => patch.dynamic_quantize(x).at(place)?[0],
-                    };
-                    inputs.insert(x, q);
-                    let (_, maker) = patch.graph().producer(q).expect("a node's");
-                    let [q, scale, zero] = [0, 1, 2].map(|i| maker.outputs()[i]);
-                    patch.dequantize(q, scale, zero, None)?
-                }
             };
+            // Dequantized for each product, by which exporters see that it is one of integers.
+            let last = patch.type_of(q).rank() - 1;
+            let width = patch.type_of(q).shape[last].as_fixed();
+            let (axis, block) = match self.per_token {
+                true => (Some(last), width),
+                false => (None, None),
+            };
+            let a = patch.op(Dequantize { axis, block }, &[q, scale, zero])?;
             // A weight that several layers read is stored once.
             let (params, stored) = match weights.get(&(layer.weight, layer.axes.channel)) {
                 Some(found) => found.clone(),
@@ -224,9 +301,30 @@ impl Pass for QuantizeDynamic {
             let y = patch.named_node(node.name(), *op, &[a, b])?[0];
             patch.replace(node.outputs()[0], y)?;
         }
-        for note in left {
+        // What stays in float here is stored in the other scheme afterwards.
+        let here = |note: &String| self.others.is_none() || !note.ends_with(IN_FLOAT);
+        for note in left.into_iter().filter(here) {
             report = report.note(note);
         }
-        Ok((patch.finish()?, report))
+        let graph = patch.finish()?;
+        let Some(scheme) = self.others else {
+            return Ok((graph, report));
+        };
+        // Which rules are of use has been decided, on all layers.
+        let mut others = QuantizeWeights::new(scheme).rules(self.rules.clone().allow_unused());
+        if self.half_scales {
+            others = others.half_scales();
+        }
+        match others.apply(graph.clone(), cx) {
+            Ok((graph, more)) => {
+                report.changed += more.changed;
+                for (name, value) in more.figures {
+                    report = report.figure(name, value);
+                }
+                Ok((graph, report))
+            }
+            Err(e) if e.kind() == ErrorKind::NoEffect => Ok((graph, report)),
+            Err(e) => Err(e),
+        }
     }
 }

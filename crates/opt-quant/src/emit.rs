@@ -2,12 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use opt_core::{
-    DType, Error, ErrorKind, Graph, GraphPatch, Report, Result, ResultExt, Tensor, ValueId,
-};
+use opt_core::{DType, Error, ErrorKind, Graph, GraphPatch, Report, Result, Tensor, ValueId};
 
 use crate::params::QParams;
 use crate::plan::Plan;
+use crate::simulate::{rounded, weight_grid, within_grid};
 
 /// The signal-to-noise ratio of what became of a tensor, in dB.
 pub(crate) fn sqnr(exact: &Tensor, back: &Tensor) -> f64 {
@@ -24,7 +23,7 @@ pub(crate) fn sqnr(exact: &Tensor, back: &Tensor) -> f64 {
 }
 
 /// Weight scales under which the biases fit `i32` at the scale of the products, and keep their
-/// digits in channels whose weights are all zero, where any scale will do.
+/// digits in channels whose rounded weights are all zero, where any scale will do.
 fn with_room(
     scale: &Tensor,
     weight: &Tensor,
@@ -47,6 +46,13 @@ fn with_room(
         *s = s.max(b.abs() / (input_scale * f64::from(1 << 30)));
     }
     Tensor::from_f64s(DType::F32, scale.shape(), &scales)
+}
+
+/// Whether the scale of the products is fine enough to round biases to: it has as many levels as
+/// weights and activations have together, of which 2^10 are enough for 8 bits of the result.
+fn products_are_fine(weight: &QParams, input: &QParams) -> bool {
+    let levels = |(low, high): (i32, i32)| i64::from(high) - i64::from(low) + 1;
+    levels(weight.grid) * levels(input.grid) >= 1 << 10
 }
 
 /// The graph with the plan's layers and activations quantized: weights by the scales that were
@@ -79,7 +85,8 @@ pub(crate) fn emit(
                 patch.named_constant("z", params.zero_point.clone()),
             )
         });
-        let q = patch.quantize(value, scale, zero, None)?;
+        let inside = within_grid(&mut patch, value, params)?;
+        let q = patch.quantize(inside, scale, zero, None)?;
         let dq = patch.dequantize(q, scale, zero, None)?;
         patch.replace(value, dq)?;
     }
@@ -87,16 +94,17 @@ pub(crate) fn emit(
         let exact = content(layer.weight);
         let mut params = match learned.get(&layer.weight) {
             Some(params) => params.clone(),
-            None => layer
-                .scheme
-                .of_tensor(&exact, layer.axes())
-                .at(|| name(layer.weight))?,
+            None => weight_grid(&original, layer)?,
         };
-        let input_scale = ranges[&plan.activations[&layer.input]].scale.item()?;
-        if let Some(bias) = layer.bias {
+        // What is left of the weights: a channel may round to zeros.
+        let kept = rounded(&exact, &params)?;
+        let input = &ranges[&plan.activations[&layer.input]];
+        let input_scale = input.scale.item()?;
+        let exact_bias = layer.bias.filter(|_| !products_are_fine(&params, input));
+        if let Some(bias) = layer.bias.filter(|_| exact_bias.is_none()) {
             params.scale = with_room(
                 &params.scale,
-                &exact,
+                &kept,
                 layer.axis,
                 &content(bias),
                 input_scale,
@@ -104,14 +112,19 @@ pub(crate) fn emit(
         }
         report = report.figure(
             format!("SQNR of {}", name(layer.weight)),
-            sqnr(&exact, &params.dequantize(&params.quantize(&exact)?)?),
+            sqnr(&exact, &kept),
         );
         let base = name(layer.weight);
-        let q = patch.named_constant(&format!("{base}.q"), params.quantize(&exact)?);
+        let q = patch.named_constant(&format!("{base}.q"), params.quantize(&kept)?);
         let scale = patch.named_constant(&format!("{base}.s"), params.scale.clone());
         let zero = patch.named_constant(&format!("{base}.z"), params.zero_point.clone());
         let dq = patch.dequantize(q, scale, zero, params.axis)?;
         patch.replace(layer.weight, dq)?;
+        if let Some(bias) = exact_bias {
+            let constant = patch.named_constant(&format!("{}.f", name(bias)), content(bias));
+            patch.replace(bias, constant)?;
+            continue;
+        }
         let Some(bias) = layer.bias else { continue };
         let input_scale = input_scale as f32;
         let scales: Vec<f32> = params

@@ -47,6 +47,20 @@
 //! [`Awq`] by the error of layers' outputs on calibration examples, [`Hqq`] and searched ranges
 //! without data.
 //!
+//! For a transformer in 8 bits without examples start with [`QuantizeDynamic::recommended`].
+//!
+//! # Repair
+//!
+//! Passes before [`QuantizeStatic`] and [`QuantizeDynamic`] get back what rounding would lose. They
+//! are float to float: `Equalize, AdaRound, CorrectBias, QuantizeStatic` is a pipeline.
+//!
+//! | pass | what it does | needs |
+//! | --- | --- | --- |
+//! | [`Equalize`] | gives channels equal ranges, where one scale a tensor has to do | nothing |
+//! | [`SmoothQuant`] | moves outliers of activations into the weights of matrix products | calibration examples |
+//! | [`AdaRound`] | learns whether each weight is rounded up or down | calibration examples |
+//! | [`CorrectBias`] | takes the mean error of each channel out of its bias | calibration examples |
+//!
 //! # Schemes
 //!
 //! Bits of a weight are those of its code and its part of scales and zero points, for the usual
@@ -78,8 +92,9 @@
 //! A QDQ graph, as ONNX Runtime and TensorRT read it. Of static quantization, the input of each
 //! quantized convolution or matrix product, and what it is made from through pooling and reshaping,
 //! is followed by one `Quantize` and `Dequantize`; weights are integer constants before a
-//! `Dequantize`; biases are `i32` constants at the scale of the products. A ReLU stands between a
-//! layer and its `Quantize`. Backends fuse each such layer into one integer kernel.
+//! `Dequantize`; biases are `i32` constants at the scale of the products, or `f32` where weights and
+//! activations have fewer than 10 bits together, which would round them too coarsely. A ReLU stands
+//! between a layer and its `Quantize`. Backends fuse each such layer into one integer kernel.
 //!
 //! Weights alone are constants before a `Dequantize`, with blocks for groups, but for these: a
 //! power-of-two scale is cast to `f32` first; the scales of NVFP4 are dequantized themselves; codes
@@ -90,20 +105,26 @@
 
 #![forbid(unsafe_code)]
 
+mod adaround;
 pub mod analysis;
 mod awq;
+mod batches;
+mod bias_correction;
 mod calibrate;
 mod cholesky;
 mod dynamic_pass;
 mod emit;
+mod equalize;
 mod fold;
 pub mod gguf;
 mod gptq;
 mod gram;
 mod grid;
 mod hqq;
+mod layers;
 mod layout;
 mod methods;
+mod moments;
 mod nodes;
 pub mod observer;
 mod params;
@@ -111,16 +132,22 @@ mod plan;
 mod qat;
 mod quantized;
 mod rules;
+mod scales;
 mod scheme;
+mod simulate;
+mod smooth;
 mod static_pass;
 mod stored;
 pub mod stream;
 mod task;
 mod weights_pass;
 
+pub use adaround::AdaRound;
 pub use awq::Awq;
+pub use bias_correction::CorrectBias;
 pub use calibrate::{Calibration, calibrate};
 pub use dynamic_pass::QuantizeDynamic;
+pub use equalize::Equalize;
 pub use gptq::Gptq;
 pub use gram::Samples;
 pub use hqq::Hqq;
@@ -129,9 +156,10 @@ pub use methods::{Method, Nearest};
 pub use observer::{Kl, MinMax, Mse, ObserverKind, Percentile, RangeObserver};
 pub use opt_core::{Error, ErrorKind, Result};
 pub use params::QParams;
-pub use qat::{ConvertQat, PrepareQat, QuantizeAware};
+pub use qat::{ConvertQat, FreezeBatchNorm, PrepareQat, QuantizeAware};
 pub use quantized::{NF4, QuantizedTensor, quantize_along, quantize_tensor};
 pub use rules::{Rules, Select};
 pub use scheme::{Format, Granularity, Scheme};
+pub use smooth::SmoothQuant;
 pub use static_pass::{Config, QuantizeStatic};
 pub use weights_pass::QuantizeWeights;

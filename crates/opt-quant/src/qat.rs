@@ -1,27 +1,31 @@
 //! Quantization-aware training: fake quantization in, integers out.
 
+mod activations;
+mod batch_norm;
+mod weights;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use opt_core::ops::{FakeQuantize, Op};
-use opt_core::pass::Needs;
-use opt_core::{
-    Context, DType, Error, ErrorKind, Graph, GraphPatch, Pass, Report, Result, Tensor, ValueId,
-    ValueKind,
-};
+use opt_core::ops::Op;
+use opt_core::pass::{FoldBatchNorm, Needs};
+use opt_core::{Context, Error, ErrorKind, Graph, GraphPatch, Pass, Report, Result, ValueId};
 
 use crate::emit::emit;
 use crate::params::QParams;
-use crate::plan::{Layer, Plan};
-use crate::scheme::Granularity;
+use crate::plan::Plan;
+use crate::simulate::fake_activations;
 use crate::static_pass::Config;
+pub use batch_norm::FreezeBatchNorm;
+use weights::{Weight, fake_weight, learned};
 
 /// Inserts fake quantization where [`QuantizeStatic`](crate::QuantizeStatic) would quantize, so
 /// that training feels the rounding (Jacob et al. 2018; gradients go straight through).
 ///
-/// Activations are rounded to grids that calibration fixes; weights to grids whose scales are
-/// computed from the weights in every step, or [learned](Config::learn_scales). [`ConvertQat`]
-/// makes the integers.
+/// Activations are rounded to grids that calibration fixes, or [learned](Config::learn_ranges) ones
+/// that start there; weights to grids whose scales are computed from the weights in every step, or
+/// [learned](Config::learn_scales). Batch normalization is folded before, or [trained
+/// on](Config::train_batch_norm). [`ConvertQat`] makes the integers.
 #[derive(Debug, Clone, Default)]
 pub struct PrepareQat {
     /// What to quantize and how.
@@ -36,6 +40,11 @@ pub struct ConvertQat {
 }
 
 /// Prepares, trains with an inner pass (fine-tuning, distillation) and converts.
+///
+/// The inner pass may learn from the float model: with `opt-distill`, whose passes take a teacher
+/// from the context, `QuantizeAware::new(config, Distil::new(SoftTargets::default(), trainer))` in a
+/// context [with the model as teacher](Context::with_teacher) is distillation and
+/// quantization-aware training in one.
 ///
 /// ```
 /// use opt_core::nn::{Linear, ModelBuilder};
@@ -68,6 +77,7 @@ pub struct ConvertQat {
 pub struct QuantizeAware {
     config: Config,
     train: Arc<dyn Pass>,
+    frozen: Option<Arc<dyn Pass>>,
 }
 
 impl QuantizeAware {
@@ -76,106 +86,18 @@ impl QuantizeAware {
         QuantizeAware {
             config,
             train: Arc::new(train),
+            frozen: None,
         }
     }
-}
 
-/// The variable with the learned scales of a weight.
-fn scale_name(weight: &str) -> String {
-    format!("{weight}.scale")
-}
-
-/// No learned scale is smaller: a step could make it 0 or negative.
-const LEAST_SCALE: f64 = 1e-8;
-
-/// Adds the nodes that round a weight to its symmetric grid.
-fn fake_weight(patch: &mut GraphPatch, layer: &Layer, config: &Config) -> Result<ValueId> {
-    let (weight, scheme) = (layer.weight, &layer.scheme);
-    let (low, high) = scheme.grid()?;
-    if !scheme.is_symmetric() || low >= 0 {
-        return Err(Error::unsupported(format!(
-            "quantization-aware training of weights as `{scheme}`: it takes symmetric signed integers"
-        )));
+    /// Trains on, after the first pass, with batch normalization folded for good
+    /// ([`FreezeBatchNorm`]) and a pass of its own; a trainer that
+    /// [freezes](https://docs.rs/opt-train) `.scale` and `.zero` holds the ranges too.
+    #[must_use]
+    pub fn then_frozen(mut self, train: impl Pass + 'static) -> QuantizeAware {
+        self.frozen = Some(Arc::new(train));
+        self
     }
-    let axis = scale_axis(layer);
-    let scale = match config.learn_scales {
-        true => learned_scale(patch, weight, axis, high)?,
-        false => scale_of_range(patch, weight, axis, high)?,
-    };
-    let shape = patch.type_of(scale).shape.fixed()?;
-    let zeros = patch.constant(Tensor::zeros(DType::F32, &shape)?);
-    patch.op(FakeQuantize { low, high, axis }, &[weight, scale, zeros])
-}
-
-/// The axis along which a layer's weight has scales.
-fn scale_axis(layer: &Layer) -> Option<usize> {
-    (layer.scheme.granularity() == Granularity::Channel).then_some(layer.axis)
-}
-
-/// The scale under which the largest weight is the highest integer.
-fn scale_of_range(
-    patch: &mut GraphPatch,
-    weight: ValueId,
-    axis: Option<usize>,
-    high: i32,
-) -> Result<ValueId> {
-    let rank = patch.type_of(weight).rank();
-    let axes: Vec<usize> = (0..rank).filter(|&a| Some(a) != axis).collect();
-    let fixed = patch.stop_gradient(weight)?;
-    let size = patch.abs(fixed)?;
-    let size = patch.reduce(opt_core::ops::ReduceOp::Max, size, &axes, false)?;
-    let scale = patch.mul_scalar(size, 1.0 / f64::from(high))?;
-    // An all-zero channel has scale 1, as `Scheme::scale` has it.
-    let zero = patch.scalar_like(scale, 0.0)?;
-    let one = patch.scalar_like(scale, 1.0)?;
-    let positive = patch.greater(scale, zero)?;
-    patch.select(positive, scale, one)
-}
-
-/// A scale that training learns (LSQ, Esser et al. 2020): at first `2 * mean(|w|) / sqrt(high)`,
-/// with its gradient divided by `sqrt(n * high)` for n weights, so that it moves about as fast as
-/// they do.
-fn learned_scale(
-    patch: &mut GraphPatch,
-    weight: ValueId,
-    axis: Option<usize>,
-    high: i32,
-) -> Result<ValueId> {
-    let value = patch.graph().value(weight);
-    let name = value.name().to_string();
-    let content = value
-        .tensor()
-        .cloned()
-        .ok_or_else(|| Error::unsupported("learned scales of computed weights").at(&*name))?;
-    let shape = content.shape();
-    let channels = axis.map_or(1, |a| shape[a]);
-    let inner: usize = axis.map_or(content.len(), |a| shape[a + 1..].iter().product());
-    let mut sums = vec![0.0; channels];
-    for (i, w) in content.to_f64s().into_iter().enumerate() {
-        sums[i / inner.max(1) % channels] += w.abs();
-    }
-    let count = (content.len() / channels.max(1)).max(1) as f64;
-    let root = f64::from(high).sqrt();
-    // A channel of zeros has scale 1, as `Scheme::scale` has it.
-    let start = |sum: &f64| {
-        if *sum > 0.0 {
-            2.0 * sum / count / root
-        } else {
-            1.0
-        }
-    };
-    let start: Vec<f64> = sums.iter().map(start).collect();
-    let shape: &[usize] = if axis.is_some() { &[channels] } else { &[] };
-    let start = Tensor::from_f64s(DType::F32, shape, &start)?;
-    let scale = patch.variable(&scale_name(&name), start)?;
-    // The value of the scale with a part of its gradient.
-    let part = 1.0 / (count * f64::from(high)).sqrt();
-    let moving = patch.mul_scalar(scale, part)?;
-    let fixed = patch.stop_gradient(scale)?;
-    let fixed = patch.mul_scalar(fixed, 1.0 - part)?;
-    let scale = patch.add(moving, fixed)?;
-    let least = patch.scalar_like(scale, LEAST_SCALE)?;
-    patch.maximum(scale, least)
 }
 
 fn prepare(
@@ -184,57 +106,31 @@ fn prepare(
     ranges: &BTreeMap<ValueId, QParams>,
     config: &Config,
 ) -> Result<Graph> {
-    let mut patch = GraphPatch::new(graph);
-    for (&origin, params) in ranges {
-        let (low, high) = params.grid;
-        let scale = patch.named_constant("s", params.scale.clone());
-        let zero = patch.named_constant("z", params.zero_point.cast(DType::F32));
-        let op = FakeQuantize {
-            low,
-            high,
-            axis: None,
-        };
-        let fake = patch.named_node("qat", op, &[origin, scale, zero])?[0];
-        patch.replace(origin, fake)?;
+    let mut patch = GraphPatch::new(graph.clone());
+    match config.learn_ranges {
+        true => activations::learned(&mut patch, ranges)?,
+        false => fake_activations(&mut patch, ranges)?,
     }
     for layer in &plan.layers {
-        let fake = fake_weight(&mut patch, layer, config)?;
+        let source = weight_of(&graph, layer.weight)?;
+        let fake = fake_weight(&mut patch, layer.weight, &source, layer, config)?;
         patch.replace(layer.weight, fake)?;
     }
     patch.finish()
 }
 
-/// The parameters of the weights whose scales were learned.
-fn learned(graph: &Graph, config: &Config, plan: &Plan) -> Result<BTreeMap<ValueId, QParams>> {
-    let mut out = BTreeMap::new();
-    if !config.learn_scales {
-        return Ok(out);
+/// A stored weight's name and content.
+fn weight_of(graph: &Graph, weight: ValueId) -> Result<Weight> {
+    let value = graph.value(weight);
+    let name = value.name().to_string();
+    match value.tensor().cloned() {
+        Some(content) => Ok(Weight { name, content }),
+        None => Err(Error::invalid("a weight to quantize is not stored").at(name)),
     }
-    for layer in &plan.layers {
-        let name = graph.value(layer.weight).name();
-        let scale = graph.find(&scale_name(name)).ok();
-        let Some(scale) = scale.and_then(|v| graph.value(v).tensor()) else {
-            return Err(Error::invalid(
-                "this weight has no learned scale; apply `PrepareQat` with the same configuration",
-            )
-            .at(name.to_string()));
-        };
-        let scales: Vec<f64> = scale.to_f64s();
-        let scales: Vec<f64> = scales.into_iter().map(|s| s.max(LEAST_SCALE)).collect();
-        let params = QParams {
-            scale: Tensor::from_f64s(DType::F32, scale.shape(), &scales)?,
-            zero_point: Tensor::zeros(layer.scheme.dtype(), scale.shape())?,
-            axis: scale_axis(layer),
-            block: None,
-            grid: layer.scheme.grid()?,
-        };
-        out.insert(layer.weight, params);
-    }
-    Ok(out)
 }
 
-/// The graph without fake quantization, and the parameters that its activations had.
-fn strip(graph: Graph, config: &Config) -> Result<(Graph, BTreeMap<ValueId, QParams>)> {
+/// The graph without fake quantization, and the parameters that its activations had, by name.
+fn strip(graph: Graph, config: &Config) -> Result<(Graph, BTreeMap<String, QParams>)> {
     let nodes: Vec<_> = graph.nodes().map(|(_, n)| n.clone()).collect();
     let mut ranges = BTreeMap::new();
     let mut patch = GraphPatch::new(graph);
@@ -246,24 +142,11 @@ fn strip(graph: Graph, config: &Config) -> Result<(Graph, BTreeMap<ValueId, QPar
         found = true;
         let source = node.inputs()[0];
         patch.replace(node.outputs()[0], source)?;
-        let graph = patch.graph();
-        let content = |v: ValueId| match graph.value(v).kind() {
-            ValueKind::Constant(t) | ValueKind::Variable(t) => Some(t.clone()),
-            _ => None,
-        };
-        if let (None, Some(scale), Some(zero)) = (
-            graph.value(source).tensor(),
-            content(node.inputs()[1]),
-            content(node.inputs()[2]),
-        ) {
-            let params = QParams {
-                scale,
-                zero_point: zero.cast(config.activations.dtype()),
-                axis: None,
-                block: None,
-                grid: config.activations.grid()?,
-            };
-            ranges.insert(source, params);
+        let value = patch.graph().value(source);
+        if value.tensor().is_none()
+            && let Some(params) = activations::parameters(patch.graph(), node, config)?
+        {
+            ranges.insert(value.name().to_string(), params);
         }
     }
     if !found {
@@ -272,7 +155,18 @@ fn strip(graph: Graph, config: &Config) -> Result<(Graph, BTreeMap<ValueId, QPar
             "the graph has no fake quantization; apply `PrepareQat` first",
         ));
     }
-    Ok((patch.finish()?, ranges))
+    let graph = batch_norm::without_folding(patch.finish()?)?;
+    Ok((FoldBatchNorm::fold(graph)?.0, ranges))
+}
+
+/// Parameters by the values that have the names.
+fn by_value(
+    graph: &Graph,
+    ranges: &BTreeMap<String, QParams>,
+) -> Result<BTreeMap<ValueId, QParams>> {
+    let each = ranges.iter();
+    each.map(|(name, params)| Ok((graph.find(name)?, params.clone())))
+        .collect()
 }
 
 impl Pass for PrepareQat {
@@ -289,8 +183,11 @@ impl Pass for PrepareQat {
     }
 
     fn apply(&self, graph: Graph, cx: &mut Context<'_>) -> Result<(Graph, Report)> {
-        let (graph, plan, ranges) = self.config.plan(graph, cx)?;
-        let prepared = prepare(graph, &plan, &ranges, &self.config)?;
+        let (folded, plan, ranges) = self.config.plan(graph.clone(), cx)?;
+        let prepared = match self.config.train_batch_norm {
+            true => batch_norm::prepare(graph, &folded, &plan, &ranges, &self.config)?,
+            false => prepare(folded, &plan, &ranges, &self.config)?,
+        };
         Ok((prepared, Report::new(plan.layers.len())))
     }
 }
@@ -307,8 +204,9 @@ impl Pass for ConvertQat {
     fn apply(&self, graph: Graph, _: &mut Context<'_>) -> Result<(Graph, Report)> {
         let prepared = graph.clone();
         let (graph, ranges) = strip(graph, &self.config)?;
+        let ranges = by_value(&graph, &ranges)?;
         let plan = Plan::of(&graph, &self.config.rules, &self.config.weights)?;
-        let learned = learned(&prepared, &self.config, &plan)?;
+        let learned = learned(&prepared, &graph, &self.config, &plan)?;
         emit(graph, &plan, &ranges, &learned)
     }
 }
@@ -323,8 +221,10 @@ impl Pass for QuantizeAware {
     }
 
     fn needs(&self) -> Needs {
-        let mut needs = self.train.needs();
-        needs.backend = true;
+        let mut needs = self.train.needs().union(Needs::BACKEND);
+        if let Some(frozen) = &self.frozen {
+            needs = needs.union(frozen.needs());
+        }
         needs
     }
 
@@ -334,7 +234,16 @@ impl Pass for QuantizeAware {
             config: config.clone(),
         };
         let (graph, _) = prepare.apply(graph, cx)?;
-        let (graph, trained) = self.train.apply(graph, cx)?;
+        let (mut graph, mut trained) = self.train.apply(graph, cx)?;
+        if let Some(frozen) = &self.frozen {
+            let freeze = FreezeBatchNorm {
+                config: config.clone(),
+            };
+            let (folded, _) = freeze.apply(graph, cx)?;
+            let (tuned, report) = frozen.apply(folded, cx)?;
+            graph = tuned;
+            trained.figures.extend(report.figures);
+        }
         let (graph, mut report) = ConvertQat { config }.apply(graph, cx)?;
         report.figures.extend(trained.figures);
         Ok((graph, report))

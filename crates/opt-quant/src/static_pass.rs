@@ -27,6 +27,12 @@ pub struct Config {
     /// rather than taking them from the weights' range in every step. Below 4 bits the largest
     /// weight is a poor scale for the others.
     pub learn_scales: bool,
+    /// Whether quantization-aware training learns the ranges of activations; see
+    /// [`Config::learn_ranges`].
+    pub learn_ranges: bool,
+    /// Whether quantization-aware training goes on training batch normalization; see
+    /// [`Config::train_batch_norm`].
+    pub train_batch_norm: bool,
     /// Which layers have another scheme of weights, or stay in float.
     pub rules: Rules,
 }
@@ -38,6 +44,8 @@ impl Default for Config {
             activations: Scheme::activations(),
             calibration: Calibration::default(),
             learn_scales: false,
+            learn_ranges: false,
+            train_batch_norm: false,
             rules: Rules::new(),
         }
     }
@@ -115,8 +123,13 @@ impl Config {
         format!(
             "weights = \"{}\"\nactivations = \"{}\"\nobserver = \"{observer:?}\"\n\
              batch_size = {batch_size}\nmax_examples = {max_examples}\nlearn_scales = {}\n\
-             rules = {}\n",
-            self.weights, self.activations, self.learn_scales, self.rules
+             learn_ranges = {}\ntrain_batch_norm = {}\nrules = {}\n",
+            self.weights,
+            self.activations,
+            self.learn_scales,
+            self.learn_ranges,
+            self.train_batch_norm,
+            self.rules
         )
     }
 

@@ -25,6 +25,9 @@ pub(crate) enum Kinds {
     All,
 }
 
+/// How the note on a layer that is none of the kinds ends.
+pub(crate) const IN_FLOAT: &str = "stay in float here";
+
 /// The weight of a layer and its axes.
 fn weight_of(graph: &Graph, node: &Node) -> Option<(ValueId, Axes)> {
     let at = usize::from(!matches!(node.op(), Op::Gather(_)));
@@ -83,10 +86,10 @@ pub(crate) fn find(
         };
         match (kinds, graph.node(layer.node).op()) {
             (Kinds::Products, Op::Conv(_)) => {
-                left.push(format!("{name}: convolutions stay in float here"));
+                left.push(format!("{name}: convolutions {IN_FLOAT}"));
             }
             (Kinds::Products, Op::Gather(_)) => {
-                left.push(format!("{name}: embeddings stay in float here"));
+                left.push(format!("{name}: embeddings {IN_FLOAT}"));
             }
             _ => {
                 layer.scheme = scheme;

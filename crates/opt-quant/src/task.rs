@@ -16,7 +16,7 @@ use crate::stored::Stored;
 pub(crate) struct Task {
     pub(crate) name: String,
     pub(crate) value: ValueId,
-    /// The matrix products or convolutions that read it, one at least.
+    /// The layers that read it, one at least.
     pub(crate) nodes: Vec<NodeId>,
     pub(crate) weight: Weight,
     axes: Axes,
@@ -39,8 +39,34 @@ impl Task {
             matches!(op, Op::MatMul(_) | Op::Conv(_)) && l.axes == first.axes
         };
         let nodes: Vec<NodeId> = layers.iter().filter(product).map(|l| l.node).collect();
+        match nodes.is_empty() {
+            true => Ok(None),
+            false => Task::new(graph, first, nodes, half_scales),
+        }
+    }
+
+    /// The codes of an embedding rounded to nearest with scales in 16 bits; `None` where there are
+    /// no `f32` scales to shorten.
+    pub(crate) fn embedding(graph: &Graph, table: &Stored) -> Result<Option<QuantizedTensor>> {
+        let looked_up = matches!(graph.node(table.node).op(), Op::Gather(_));
+        if !looked_up || !has_singles(&table.scheme) {
+            return Ok(None);
+        }
+        let Some(task) = Task::new(graph, table, vec![table.node], true)? else {
+            return Ok(None);
+        };
+        let codes = task.weight.nearest(|_, row| task.weight.grid.fit(row));
+        task.assemble(&codes).map(Some)
+    }
+
+    fn new(
+        graph: &Graph,
+        first: &Stored,
+        nodes: Vec<NodeId>,
+        half_scales: bool,
+    ) -> Result<Option<Task>> {
         let (scheme, axes) = (first.scheme, first.axes);
-        if nodes.is_empty() || scheme.granularity() == Granularity::Tensor {
+        if scheme.granularity() == Granularity::Tensor {
             return Ok(None);
         }
         let value = graph.value(first.weight);

@@ -115,8 +115,8 @@ impl QuantizeWeights {
         self
     }
 
-    /// Stores the `f32` scales of matrix products and convolutions as `f16`, two bytes less each;
-    /// weights are rounded with the scales as they are stored, and computing stays in `f32`.
+    /// Stores `f32` scales of channels, rows and groups as `f16`, two bytes less each; weights are
+    /// rounded with the scales as they are stored, and computing stays in `f32`.
     #[must_use]
     pub fn half_scales(mut self) -> QuantizeWeights {
         self.half_scales = true;
@@ -182,6 +182,9 @@ fn looked_up(
         if axis.is_some() {
             rows = patch.gather(parameter, indices, 0)?;
         }
+        if patch.type_of(rows).dtype == DType::F16 {
+            rows = patch.cast(rows, DType::F32)?;
+        }
         if lone {
             rows = patch.unsqueeze(rows, &[last])?;
         }
@@ -213,7 +216,7 @@ impl Pass for QuantizeWeights {
         let (layers, left) = find(&graph, &self.rules, &self.scheme, Kinds::All)?;
         // All readers of a weight read the same codes: those of the first.
         let mut weights: BTreeMap<ValueId, Vec<Stored>> = BTreeMap::new();
-        let mut tasks = Vec::new();
+        let (mut tasks, mut solved) = (Vec::new(), BTreeMap::new());
         for layer in &layers {
             weights.entry(layer.weight).or_default().push(layer.clone());
         }
@@ -221,8 +224,13 @@ impl Pass for QuantizeWeights {
             let mut seen = BTreeSet::new();
             for layer in layers.iter().filter(|l| seen.insert(l.weight)) {
                 tasks.extend(Task::of(&graph, &weights[&layer.weight], self.half_scales)?);
+                if self.half_scales
+                    && let Some(q) = Task::embedding(&graph, layer)?
+                {
+                    solved.insert(layer.weight, q);
+                }
             }
-            if tasks.is_empty() {
+            if tasks.is_empty() && (!self.method.is_plain() || solved.is_empty()) {
                 return Err(Error::new(
                     ErrorKind::NoEffect,
                     "the method has no matrix product or convolution with scales to find",
@@ -231,7 +239,6 @@ impl Pass for QuantizeWeights {
         }
         let mut report = Report::default();
         let Solved { graph, codes } = self.method.solve(graph, &mut tasks, cx, &mut report)?;
-        let mut solved = BTreeMap::new();
         for (task, codes) in tasks.iter().zip(&codes) {
             solved.insert(task.value, task.assemble(codes).at(|| task.name.clone())?);
         }

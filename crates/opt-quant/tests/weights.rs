@@ -217,6 +217,37 @@ fn embeddings_are_looked_up_in_their_codes() {
     }
 }
 
+/// Scales of embeddings in 16 bits: the codes are those of the scales as they are stored.
+#[test]
+fn scales_of_embeddings_may_be_half_as_long() {
+    let ids: Vec<i64> = vec![0, 19, 7, 7, 3, 1, 0, 12, 18, 5];
+    let ids = Tensor::new([2, 5], ids).unwrap();
+    let only = QuantizeWeights::int8().exclude("fc").half_scales();
+    for (graph, pass) in [
+        (embedded(false), only),
+        (embedded(true), QuantizeWeights::int8().half_scales()),
+    ] {
+        let weight = graph.find("embed.weight").unwrap();
+        let content = graph.value(weight).tensor().unwrap().clone();
+        let got = apply(&pass, graph.clone());
+        let stored = |name: &str| {
+            let id = got.find(name).unwrap();
+            got.value(id).tensor().unwrap().clone()
+        };
+        let (codes, scales) = (stored("embed.weight.q"), stored("embed.weight.s"));
+        assert_eq!((scales.dtype(), scales.shape()), (DType::F16, &[20][..]));
+        let mut back = Vec::new();
+        for (i, code) in codes.to_f64s().into_iter().enumerate() {
+            let scale = scales.to_f64s()[i / 33];
+            let exact = content.to_f64s()[i];
+            assert!((code * scale - exact).abs() <= 0.5001 * scale || code.abs() >= 127.0);
+            back.push((code * scale) as f32);
+        }
+        let exact = with_constant(&graph, "embed.weight", Tensor::new([20, 33], back).unwrap());
+        close(&run(&got, &ids), &run(&exact, &ids), 1e-5);
+    }
+}
+
 #[test]
 fn rules_decide_and_bad_tensors_are_named() {
     let graph = embedded(false);
@@ -255,11 +286,16 @@ fn rows_of_activations_have_scales_of_their_own() {
         .unwrap()
         .chunks(16)
         .flat_map(|row| {
-            let size = row.iter().fold(0f32, |m, v| m.max(v.abs()));
-            let scale = (size / 127.0).max(f32::MIN_POSITIVE);
-            row.iter()
-                .map(move |v| (v / scale).round_ties_even() * scale)
-                .collect::<Vec<_>>()
+            let (low, high) = row
+                .iter()
+                .fold((0f32, 0f32), |(l, h), &v| (l.min(v), h.max(v)));
+            let scale = (high / 255.0 - low / 255.0).max(f32::MIN_POSITIVE);
+            let zero = (-low / scale).round_ties_even().min(255.0);
+            let back = move |v: &f32| {
+                let q = ((v / scale).round_ties_even() + zero).clamp(0.0, 255.0);
+                (q - zero) * scale
+            };
+            row.iter().map(back).collect::<Vec<_>>()
         })
         .collect();
     let rounded = Tensor::new([3, 16], rows).unwrap();
@@ -294,4 +330,44 @@ fn dynamic_products_take_asymmetric_weights() {
         let refused = pass.apply(product(&weight, false), &mut Context::new());
         assert!(refused.is_err(), "{scheme}");
     }
+}
+
+/// Products and embeddings in one pass, and what rules leave alone.
+#[test]
+fn the_recommended_pass_takes_products_and_embeddings() {
+    let mut m = ModelBuilder::new("model", 0);
+    let ids = m.batch_of(DType::I64, "ids", [7]).unwrap();
+    let x = m.layer("embed", Embedding::new(50, 16), ids).unwrap();
+    let h = m.layer("fc1", Linear::new(32), x).unwrap();
+    let h = m.gelu(h).unwrap();
+    let y = m.layer("fc2", Linear::new(8), h).unwrap();
+    m.output("y", y).unwrap();
+    let graph = m.finish().unwrap();
+    let ids: Vec<i64> = (0..21).map(|i| i * 7 % 50).collect();
+    let ids = Tensor::new([3, 7], ids).unwrap();
+    let float = run(&graph, &ids).to_f64s();
+    let off = |pass: &QuantizeDynamic| {
+        let got = run(&apply(pass, graph.clone()), &ids).to_f64s();
+        let squares = got.iter().zip(&float).map(|(a, b)| (a - b).powi(2));
+        (squares.sum::<f64>() / float.iter().map(|v| v * v).sum::<f64>()).sqrt()
+    };
+    let pass = QuantizeDynamic::recommended();
+    assert!(off(&pass) < 0.02, "{}", off(&pass));
+    let (_, report) = pass.apply(graph.clone(), &mut Context::new()).unwrap();
+    assert_eq!(report.changed, 3);
+    assert!(
+        !report.notes.iter().any(|n| n.contains("float")),
+        "{:?}",
+        report.notes
+    );
+
+    for (name, changed) in [("embed", 2), ("fc2", 2)] {
+        let pass = pass.clone().exclude(name);
+        let (kept, report) = pass.apply(graph.clone(), &mut Context::new()).unwrap();
+        assert_eq!(report.changed, changed);
+        assert!(kept.find(&format!("{name}.weight")).is_ok());
+    }
+    let nowhere = pass.exclude("nowhere");
+    let error = nowhere.apply(graph, &mut Context::new()).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NoEffect);
 }

@@ -4,6 +4,7 @@
 //! of the 1,797 digits into 898 to train on and 899 to test on, and judged by its figures alone:
 //! thresholds are written down before anything is run.
 
+mod few_bits;
 mod few_images;
 mod gptq;
 mod large_sparse;
@@ -11,6 +12,7 @@ mod lottery;
 mod markdown;
 mod missing_digit;
 mod pruning;
+mod repair;
 mod stats;
 mod structured;
 mod two_bits;
@@ -21,7 +23,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use opt_core::nn::zoo;
 use opt_core::random::Philox;
 use opt_core::{
-    Backend, Context, Error, Event, Graph, Observer, Pass, Pipeline, Result, ResultExt, Tensor,
+    Backend, Context, Error, Event, Graph, Observer, Pass, Pipeline, Report, Result, ResultExt,
+    Tensor,
 };
 use opt_data::{Dataset, Scale, TensorDataset, digits};
 use opt_distill::{Distil, SoftTargets};
@@ -65,6 +68,9 @@ pub fn claims() -> Vec<Box<dyn Claim>> {
         Box::new(missing_digit::MissingDigit),
         Box::new(few_images::FewImages),
         Box::new(two_bits::TwoBits),
+        Box::new(few_bits::FewBits),
+        Box::new(repair::Equalization),
+        Box::new(repair::Rounding),
         Box::new(gptq::Gptq),
         Box::new(structured::Structured),
     ]
@@ -262,6 +268,18 @@ impl Lab {
     /// Those of its passes.
     pub fn run(&self, graph: Graph, pipeline: &Pipeline) -> Result<Graph> {
         Ok(pipeline.run(graph, &mut self.context(&self.train))?.0)
+    }
+
+    /// A pipeline on the training images, with what its passes report.
+    ///
+    /// # Errors
+    /// Those of its passes.
+    pub fn run_with_reports(
+        &self,
+        graph: Graph,
+        pipeline: &Pipeline,
+    ) -> Result<(Graph, Vec<(String, Report)>)> {
+        pipeline.run(graph, &mut self.context(&self.train))
     }
 
     /// A pass on other images, with a teacher.

@@ -1,6 +1,7 @@
 //! Writing ONNX: from a graph to a file's messages.
 
 mod attributes;
+mod integers;
 mod nbits;
 mod nodes;
 mod products;

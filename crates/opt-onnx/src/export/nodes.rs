@@ -6,8 +6,8 @@ use opt_core::ops::{
 use opt_core::{DType, Dim, Error, Node, NodeId, Result, Tensor};
 
 use super::attributes::{float, int, ints, signed, text};
-use super::products::{attention, integer_reader, matmul};
-use super::{Cx, nbits};
+use super::products::{attention, matmul};
+use super::{Cx, integers, nbits};
 use crate::proto::AttributeProto;
 use crate::tensor;
 
@@ -347,7 +347,7 @@ pub(super) fn write(cx: &mut Cx<'_>, id: NodeId, node: &Node) -> Result<()> {
             if node
                 .outputs()
                 .iter()
-                .all(|&o| integer_reader(cx, o).is_some() || nbits::readers_are_products(cx, o))
+                .all(|&o| integers::reader(cx, o).is_some() || nbits::readers_are_products(cx, o))
             {
                 return Ok(());
             }

@@ -4,63 +4,7 @@ use opt_core::ops::{Attention, BinaryOp, MatMul, Op};
 use opt_core::{DType, Node, NodeId, Result, Tensor, ValueId};
 
 use super::attributes::{float, int, ints, signed};
-use super::{Cx, nbits};
-use crate::tensor;
-
-/// The product of integers that a dequantized value goes to, if its only reader is one.
-pub(super) fn integer_reader(cx: &Cx<'_>, value: ValueId) -> Option<NodeId> {
-    let reader = cx.only_reader(value)?;
-    let node = cx.graph.node(reader);
-    matches!(node.op(), Op::MatMul(_))
-        .then(|| integer_product(cx, node))
-        .flatten()
-        .map(|_| reader)
-}
-
-/// Integers, scale and zero point, which may be missing.
-type Parts = (ValueId, ValueId, Option<ValueId>);
-
-/// The parts of a product of a value quantized at run time and a quantized weight.
-struct IntegerProduct {
-    a: Parts,
-    b: Parts,
-}
-
-fn integer_product(cx: &Cx<'_>, node: &Node) -> Option<IntegerProduct> {
-    let Op::MatMul(MatMul {
-        trans_a: false,
-        trans_b,
-    }) = node.op()
-    else {
-        return None;
-    };
-    let parts = |v: ValueId| -> Option<(Parts, Option<usize>)> {
-        // Dequantized for this product alone, or it has to be written for the others.
-        cx.only_reader(v)?;
-        match cx.maker(v)? {
-            (_, Op::Dequantize(op), inputs) if op.block.is_none() => {
-                Some(((inputs[0], inputs[1], inputs.get(2).copied()), op.axis))
-            }
-            _ => None,
-        }
-    };
-    let (a, axis_a) = parts(node.inputs()[0])?;
-    let (b, axis_b) = parts(node.inputs()[1])?;
-    let dynamic = matches!(cx.maker(a.0), Some((_, Op::DynamicQuantize(_), _)));
-    let weight = cx.graph.value(b.0);
-    let columns = usize::from(!*trans_b);
-    let fits = dynamic
-        && axis_a.is_none()
-        && weight.tensor().is_some()
-        && cx.graph.value(b.1).tensor().is_some()
-        && b.2.is_none_or(|zero| cx.graph.value(zero).tensor().is_some())
-        && weight.ty().rank() == 2
-        && matches!(weight.ty().dtype, DType::I8 | DType::U8)
-        && axis_b.is_none_or(|axis| axis == columns)
-        // Written as `[K, N]`, which only this product may then read.
-        && (!*trans_b || cx.only_reader(b.0).is_some());
-    fits.then_some(IntegerProduct { a, b })
-}
+use super::{Cx, integers, nbits};
 
 /// The addition of a bias that a product is written together with.
 fn bias_of(cx: &Cx<'_>, product: ValueId) -> Option<(NodeId, ValueId, ValueId)> {
@@ -92,8 +36,8 @@ pub(super) fn matmul(cx: &mut Cx<'_>, _: NodeId, node: &Node, op: &MatMul) -> Re
     if nbits::matmul(cx, node, op)? {
         return Ok(());
     }
-    if let Some(parts) = integer_product(cx, node) {
-        return matmul_integer(cx, node, op, &parts);
+    if integers::matmul(cx, node, op)? {
+        return Ok(());
     }
     let matrices = cx.ty(a).rank() == 2 && cx.ty(b).rank() == 2;
     let float32 = cx.ty(a).dtype.is_float();
@@ -143,36 +87,6 @@ pub(super) fn matmul(cx: &mut Cx<'_>, _: NodeId, node: &Node, op: &MatMul) -> Re
     }
     let out = cx.name(product);
     cx.emit("MatMul", &name, inputs, vec![out], vec![]);
-    Ok(())
-}
-
-/// The form that ONNX Runtime has kernels for: a product of integers, scaled.
-fn matmul_integer(cx: &mut Cx<'_>, node: &Node, op: &MatMul, parts: &IntegerProduct) -> Result<()> {
-    let name = node.name().to_string();
-    let (qa, sa, za) = parts.a;
-    let (qb, sb, zb) = parts.b;
-    let (qa, sa) = (cx.read(qa), cx.read(sa));
-    let weight = if op.trans_b {
-        let content = cx.graph.value(qb).tensor().expect("checked by the caller");
-        let base = cx.graph.value(qb).name().to_string();
-        cx.constant(&base, content.transpose(&[1, 0])?.contiguous())
-    } else {
-        cx.read(qb)
-    };
-    let sb = cx.read(sb);
-    let mut operands = vec![qa, weight];
-    for zero in [za, zb] {
-        operands.push(zero.map_or(String::new(), |zero| cx.read(zero)));
-    }
-    while operands.last().is_some_and(String::is_empty) {
-        operands.pop();
-    }
-    let sum = cx.helper("MatMulInteger", &name, operands, vec![]);
-    let to = int("to", tensor::code(DType::F32)?.into());
-    let sum = cx.helper("Cast", &name, vec![sum], vec![to]);
-    let scale = cx.helper("Mul", &name, vec![sa, sb], vec![]);
-    let out = cx.name(node.outputs()[0]);
-    cx.emit("Mul", &name, vec![sum, scale], vec![out], vec![]);
     Ok(())
 }
 
