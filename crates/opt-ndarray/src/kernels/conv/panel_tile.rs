@@ -132,9 +132,10 @@ macro_rules! kernels {
                                     vector = $or(vector, own);
                                 }
                                 if let (true, Some((scale, offset, low))) = (BEFORE, p.before) {
-                                    // SAFETY: there are numbers for all channels.
                                     let (a, b) =
-                                        unsafe { (*scale.add(channel), *offset.add(channel)) };
+                                        (scale.wrapping_add(channel), offset.wrapping_add(channel));
+                                    // SAFETY: there are numbers for all channels.
+                                    let (a, b) = unsafe { (*a, *b) };
                                     vector = $max($splat(low), $fma(vector, $splat(a), $splat(b)));
                                 }
                                 // SAFETY: the caller vouches for rows of whole vectors.
