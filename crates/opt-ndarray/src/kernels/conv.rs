@@ -13,6 +13,7 @@ mod flat;
 mod forward;
 mod grad_weight;
 pub(super) mod masks;
+mod panel_pack;
 mod panel_tile;
 mod panels;
 mod patch;

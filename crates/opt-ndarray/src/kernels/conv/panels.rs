@@ -10,7 +10,8 @@ use std::ops::Range;
 use opt_core::ops::UnaryOp;
 
 use super::columns::Geometry;
-use super::panel_tile::{Ahead, Finish, Pack, Tile, fetch, odd, pack, size, tile};
+use super::panel_pack::{Pack, fetch, pack};
+use super::panel_tile::{Ahead, Finish, Tile, odd, size, tile};
 use super::patch::Patches;
 use super::real::Real;
 use crate::kernels::tile::Isa;
