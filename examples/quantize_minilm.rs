@@ -1,13 +1,15 @@
 //! Ways to quantize a sentence encoder, against each other:
-//! `cargo xtask minilm` and then `cargo run --release --example quantize_minilm`. What `--out` keeps
-//! runs in ONNX Runtime by `cargo xtask minilm-check`.
+//! `cargo xtask minilm` and then `cargo run --release --example quantize_minilm`.
+//! `cargo xtask minilm-compare` puts other tools beside it.
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 
 use clap::Parser;
 use comfy_table::{CellAlignment, Table, presets};
+use opt_core::file::write_atomically;
 use opt_core::{Backend, Context, Error, Graph, Pass, Pipeline, Result, Tensor};
 use opt_data::{Dataset, TensorDataset};
 use opt_examples::{BackendArgs, arrays, load, matching, print, run};
@@ -26,7 +28,7 @@ struct Args {
     /// Only the rows whose names contain one of these, separated by commas.
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
-    /// Keeps the quantized models in this folder.
+    /// Keeps the quantized models in this folder, and in `seconds.json` what each took.
     #[arg(long)]
     out: Option<PathBuf>,
     #[command(flatten)]
@@ -68,6 +70,12 @@ fn recipes() -> Vec<Recipe> {
         weights("int4 gptq", int4, gptq().into()),
         weights("uint4 gptq", uint4, gptq().into()),
         weights("uint4 gptq act-order", uint4, gptq().act_order().into()),
+        Recipe::new(
+            "uint4 gptq embeddings too",
+            QuantizeWeights::new(uint4)
+                .method(gptq().act_order())
+                .half_scales(),
+        ),
         weights(
             "uint4 gptq sequential",
             uint4,
@@ -103,7 +111,18 @@ fn eight_bits() -> Vec<Recipe> {
             "int8 static smoothed",
             Pipeline::new().then(smooth()).then(fixed()),
         ),
+        Recipe::new("int8 weights", QuantizeWeights::int8().half_scales()),
+        Recipe::new("int8 weights searched", searched(Scheme::int8())),
+        Recipe::new("int8 weights group 32", searched(Scheme::int8().group(32))),
     ]
+}
+
+/// Weights alone, in ranges of the least squared error.
+fn searched(scheme: Scheme) -> QuantizeWeights {
+    let embeddings = Rules::new().apply(Select::contains("embeddings"), Scheme::int8());
+    let method = Nearest::new().search();
+    let pass = QuantizeWeights::new(scheme).method(method);
+    pass.rules(embeddings).half_scales()
 }
 
 /// 4-bit weights of linear layers in groups of 32, and 8-bit embeddings.
@@ -114,7 +133,9 @@ fn four_bits(scheme: Scheme) -> QuantizeWeights {
 
 fn command(args: &Args) -> Result<()> {
     let model = args.folder.join("model.onnx");
+    let start = Instant::now();
     let graph = load(&model, &[])?;
+    let loading = start.elapsed().as_secs_f64();
     let calibration = examples(&graph, &args.folder.join("calibration.npz"))?;
     let evaluation = examples(&graph, &args.folder.join("evaluation.npz"))?;
     let backend = args.backend.build()?;
@@ -151,21 +172,29 @@ fn command(args: &Args) -> Result<()> {
     let scratch = args.folder.join("quantized");
     let folder = args.out.as_deref().unwrap_or(&scratch);
     std::fs::create_dir_all(folder)?;
+    let mut times = Vec::new();
     for recipe in chosen {
         let start = Instant::now();
         let mut cx = Context::new()
             .with_backend(&*backend)
             .with_calibration(&calibration);
         let (quantized, _) = recipe.pass.apply(graph.clone(), &mut cx)?;
-        let seconds = start.elapsed().as_secs_f64();
         let file = folder.join(format!("{}.onnx", recipe.name.replace(' ', "-")));
         Exporter::new().save(&quantized, &file)?;
+        let seconds = loading + start.elapsed().as_secs_f64();
+        times.push(format!("{:?}: {seconds:.3}", recipe.name));
         let bytes = std::fs::metadata(&file)?.len();
         let found = embeddings(&quantized, &evaluation, &*backend)?;
         add(recipe.name, &Comparison::of(&float, &found), bytes, seconds);
     }
-    if args.out.is_none() {
-        std::fs::remove_dir_all(&scratch)?;
+    match &args.out {
+        None => std::fs::remove_dir_all(&scratch)?,
+        Some(folder) => {
+            let json = format!("{{\n  {}\n}}\n", times.join(",\n  "));
+            write_atomically(&folder.join("seconds.json"), |f| {
+                Ok(f.write_all(json.as_bytes())?)
+            })?;
+        }
     }
     for column in table.column_iter_mut().skip(1) {
         column.set_cell_alignment(CellAlignment::Right);

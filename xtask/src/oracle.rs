@@ -355,7 +355,7 @@ fn json(file: &Path, text: &str) -> Result<serde_json::Value> {
     serde_json::from_str(text).map_err(|e| format!("{}: {e}", file.display()))
 }
 
-fn run(command: &mut Command) -> Result {
+pub(crate) fn run(command: &mut Command) -> Result {
     println!("$ {command:?}");
     match command.status() {
         Ok(status) if status.success() => Ok(()),

@@ -172,6 +172,27 @@ pub fn write_result(
     Ok(())
 }
 
+/// For backends: hands a result of a run over without a copy. The memory of a tensor of this type
+/// that nobody else holds changes places with `result`, which has exactly the bytes of one; returns
+/// whether it did.
+pub fn exchange_result(
+    target: &mut Tensor,
+    dtype: DType,
+    shape: &[usize],
+    result: &mut Buffer,
+) -> bool {
+    if target.dtype() != dtype || target.shape() != shape {
+        return false;
+    }
+    match target.own_buffer_mut() {
+        Some(buffer) if buffer.len() == result.len() && result.is_owned() => {
+            std::mem::swap(buffer, result);
+            true
+        }
+        _ => false,
+    }
+}
+
 /// The symbol of `k * symbol + c`, and its value where that is `size`.
 fn solve(expr: &crate::SizeExpr, size: usize) -> Option<(Symbol, usize)> {
     let [symbol] = &expr.symbols()[..] else {
@@ -354,6 +375,37 @@ mod tests {
             assert_eq!(held.bytes().unwrap(), vec![1; len], "{dtype}");
             assert_eq!(target.bytes().unwrap(), vec![0; len], "{dtype}");
         }
+    }
+
+    #[test]
+    fn results_change_places_with_memory_that_nobody_else_holds() {
+        let mut target = Tensor::new([2], [1i32, 2]).unwrap();
+        let mut result = Buffer::from_slice(&[3i32, 4]);
+        let at = result.bytes().as_ptr();
+        assert!(exchange_result(&mut target, DType::I32, &[2], &mut result));
+        assert_eq!(target.bytes().unwrap().as_ptr(), at);
+        assert_eq!(target, Tensor::new([2], [3i32, 4]).unwrap());
+        assert_eq!(result.typed::<i32>(), [1, 2]);
+        let held = target.clone();
+        assert!(!exchange_result(&mut target, DType::I32, &[2], &mut result));
+        drop(held);
+        assert!(!exchange_result(
+            &mut target,
+            DType::I32,
+            &[1, 2],
+            &mut result
+        ));
+        assert!(!exchange_result(&mut target, DType::F32, &[2], &mut result));
+        let mut longer = Buffer::zeroed(12);
+        assert!(!exchange_result(&mut target, DType::I32, &[2], &mut longer));
+        // Part of a longer tensor keeps its memory.
+        let mut part = Tensor::new([4], [1u8, 2, 3, 4])
+            .unwrap()
+            .slice(0, 0, 2)
+            .unwrap();
+        let mut short = Buffer::zeroed(2);
+        assert!(!exchange_result(&mut part, DType::U8, &[2], &mut short));
+        assert_eq!(part.to_vec::<u8>().unwrap(), [1, 2]);
     }
 
     #[test]

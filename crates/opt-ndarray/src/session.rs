@@ -3,7 +3,9 @@
 use std::fmt;
 use std::sync::Arc;
 
-use opt_core::backend::{Step as StepInfo, expect_count, expect_type, write_result};
+use opt_core::backend::{
+    Step as StepInfo, exchange_result, expect_count, expect_type, write_result,
+};
 use opt_core::profile::Recorder;
 use opt_core::tensor::Buffer;
 use opt_core::{
@@ -14,7 +16,10 @@ use smallvec::SmallVec;
 use crate::NAME;
 use crate::compile::plan::{Place, Plan, Planned, Port};
 use crate::kernels::team::Team;
-use crate::kernels::{Arg, Kernel, Out, RunCx};
+use crate::kernels::{Arg, Kernel, Out, RunCx, parallel_chunks};
+
+/// Bytes of an output that one thread copies at once.
+const COPY: usize = 1 << 17;
 
 /// A plan, with the threads that it runs on.
 pub(crate) struct CpuExecutable {
@@ -214,31 +219,66 @@ impl CpuSession {
             &strided
         };
         match self.team.clone() {
-            Some(team) if self.plan.threads > 1 => team.enter(|| self.execute(inputs, mark))?,
-            _ => self.execute(inputs, mark)?,
-        }
-        let memory = Memory {
-            plan: &self.plan,
-            inputs,
-            slots: &self.slots,
-            variables: &self.variables,
-        };
-        outputs.truncate(self.plan.outputs.len());
-        for (i, port) in self.plan.outputs.iter().enumerate() {
-            let bytes = memory.bytes(port)?;
-            match outputs.get_mut(i) {
-                Some(target) => write_result(target, port.dtype, &port.shape, |out| {
-                    out.copy_from_slice(bytes);
-                    Ok(())
-                })?,
-                None => outputs.push(Tensor::from_buffer(
-                    port.dtype,
-                    &port.shape,
-                    Buffer::from_slice(bytes),
-                )?),
+            Some(team) if self.plan.threads > 1 => team.enter(|| {
+                self.execute(inputs, mark)?;
+                self.deliver(inputs, outputs)
+            })?,
+            _ => {
+                self.execute(inputs, mark)?;
+                self.deliver(inputs, outputs)?;
             }
         }
         self.assign();
+        Ok(())
+    }
+
+    /// Hands out what the steps have computed.
+    fn deliver(&mut self, inputs: &[Tensor], outputs: &mut Vec<Tensor>) -> Result<()> {
+        outputs.truncate(self.plan.outputs.len());
+        let ports = self.plan.outputs.iter().zip(&self.plan.handed);
+        for (i, (port, handed)) in ports.enumerate() {
+            let (dtype, shape) = (port.dtype, &port.shape[..]);
+            if let Some(slot) = *handed {
+                let slot = &mut self.slots[slot];
+                let exchanged = match outputs.get_mut(i) {
+                    Some(target) => exchange_result(target, dtype, shape, slot),
+                    None => false,
+                };
+                if exchanged {
+                    continue;
+                }
+                if i >= outputs.len() {
+                    let new = Buffer::zeroed(slot.len());
+                    let result = std::mem::replace(slot, new);
+                    outputs.push(Tensor::from_buffer(dtype, shape, result)?);
+                    continue;
+                }
+            }
+            let memory = Memory {
+                plan: &self.plan,
+                inputs,
+                slots: &self.slots,
+                variables: &self.variables,
+            };
+            let bytes = memory.bytes(port)?;
+            let threads = self.plan.threads;
+            let fill = |out: &mut [u8]| {
+                parallel_chunks(threads, out, COPY, |n, out| {
+                    out.copy_from_slice(&bytes[n * COPY..][..out.len()]);
+                });
+            };
+            match outputs.get_mut(i) {
+                Some(target) => write_result(target, dtype, shape, |out| {
+                    fill(out);
+                    Ok(())
+                })?,
+                None => {
+                    let mut buffer = Buffer::zeroed(bytes.len());
+                    fill(buffer.bytes_mut());
+                    outputs.push(Tensor::from_buffer(dtype, shape, buffer)?);
+                }
+            }
+        }
         Ok(())
     }
 

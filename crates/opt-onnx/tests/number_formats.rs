@@ -6,7 +6,7 @@ use opt_core::{
 };
 use opt_ndarray::NdarrayBackend;
 use opt_onnx::{Exporter, Importer};
-use opt_quant::{QuantizeDynamic, QuantizeWeights, Scheme};
+use opt_quant::{QuantizeDynamic, QuantizeWeights, Scheme, SplitOutliers};
 
 fn random(step: u64, shape: &[usize]) -> Tensor {
     let stream = opt_core::random::Philox::new(3);
@@ -243,5 +243,27 @@ fn symmetric_rows_need_no_term_of_zero_points() {
     let size = ours[1].to_f64s().iter().fold(0f64, |m, v| m.max(v.abs()));
     for (a, b) in ours[1].to_f64s().iter().zip(theirs[1].to_f64s()) {
         assert!((a - b).abs() <= 1e-5 * size, "{a} against {b}");
+    }
+}
+
+/// Products that are split by channels, one in integers and one in floats.
+#[test]
+fn split_products_come_back_as_they_were() {
+    let mut cx = Context::new();
+    for trans_b in [false, true] {
+        let pass = SplitOutliers::largest_weights(6);
+        let (split, _) = pass.apply(product(trans_b), &mut cx).unwrap();
+        let pass = QuantizeDynamic::new()
+            .per_channel()
+            .rules(SplitOutliers::keep());
+        let (int8, report) = pass.apply(split, &mut cx).unwrap();
+        assert_eq!(report.changed, 1);
+        let bytes = Exporter::new().to_bytes(&int8).unwrap();
+        let back = Importer::new().read(bytes).unwrap();
+        let (a, b) = (run(&int8), run(&back));
+        assert_eq!(a.shape(), b.shape());
+        for (a, b) in a.to_f64s().into_iter().zip(b.to_f64s()) {
+            assert!((a - b).abs() <= 1e-5 * (1.0 + a.abs()), "{a} {b}");
+        }
     }
 }

@@ -51,9 +51,9 @@ impl<'a> Batches<'a> {
         mut take: impl FnMut(usize, Vec<Tensor>) -> Result<()>,
     ) -> Result<()> {
         let mut sessions: BTreeMap<Bindings, Box<dyn Session>> = BTreeMap::new();
-        let indices: Vec<usize> = (0..self.count).collect();
-        for batch in indices.chunks(self.size) {
-            let mut fields = self.data.batch(batch)?;
+        for start in (0..self.count).step_by(self.size) {
+            let batch: Vec<usize> = (start..self.count.min(start + self.size)).collect();
+            let mut fields = self.data.batch(&batch)?;
             fields.truncate(graph.inputs().len());
             let bindings = bindings_of(graph, &fields)?;
             let session = match sessions.entry(bindings) {

@@ -1,12 +1,11 @@
 //! Ranges of activations from examples.
 
-use std::collections::BTreeMap;
-
 use opt_core::data::Dataset;
-use opt_core::{Backend, Graph, Result, ResultExt, ValueId};
+use opt_core::{Backend, Graph, Result, ValueId};
 
 use crate::batches::Batches;
-use crate::observer::{ObserverKind, RangeObserver};
+use crate::observations::Observations;
+use crate::observer::ObserverKind;
 
 /// How to calibrate.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -44,23 +43,18 @@ pub fn calibrate(
     data: &dyn Dataset,
     backend: &dyn Backend,
     options: &Calibration,
-) -> Result<BTreeMap<ValueId, Box<dyn RangeObserver>>> {
+) -> Result<Observations> {
     let batches = Batches::new(data, backend, options)?;
-    let mut observers: BTreeMap<ValueId, Box<dyn RangeObserver>> = BTreeMap::new();
-    for &v in values {
-        observers.insert(v, options.observer.observer()?);
-    }
     let outputs: Vec<(String, ValueId)> = values
         .iter()
         .map(|&v| (graph.value(v).name().to_string(), v))
         .collect();
+    let names = outputs.iter().map(|(name, _)| name.clone());
+    let mut observations = Observations::new(options.observer, names)?;
     let watched = graph.extract(&outputs, false)?;
-    batches.run(&watched, |_, tensors| {
-        for ((name, v), tensor) in outputs.iter().zip(tensors) {
-            let observer = observers.get_mut(v).expect("one a value");
-            observer.update(&tensor).at(|| name.clone())?;
-        }
-        Ok(())
+    batches.run(&watched, |examples, tensors| {
+        let named = outputs.iter().map(|(name, _)| name.as_str());
+        observations.update(examples, named.zip(&tensors))
     })?;
-    Ok(observers)
+    Ok(observations)
 }

@@ -49,6 +49,23 @@
 //!
 //! For a transformer in 8 bits without examples start with [`QuantizeDynamic::recommended`].
 //!
+//! # Calibration
+//!
+//! Static scales come from ranges that observers find in one pass over examples, in memory that does
+//! not grow with their number. [`Config::observer`] chooses:
+//!
+//! | observer | range |
+//! | --- | --- |
+//! | [`ObserverKind::MinMax`] | all values |
+//! | [`ObserverKind::MovingAverage`] | the average of the batches' ranges |
+//! | [`ObserverKind::Percentile`] | all values but a share at either end |
+//! | [`ObserverKind::Kl`] | the least loss of information |
+//! | [`ObserverKind::Mse`] | the least squared error |
+//!
+//! [`Observations`] of parts of the examples can be saved, read and merged. Where the graph bounds a
+//! value (ReLU6, sigmoid, softmax, 8-bit inputs) or its range is [given](Config::range) no examples are
+//! needed for it.
+//!
 //! # Repair
 //!
 //! Passes before [`QuantizeStatic`] and [`QuantizeDynamic`] get back what rounding would lose. They
@@ -58,6 +75,8 @@
 //! | --- | --- | --- |
 //! | [`Equalize`] | gives channels equal ranges, where one scale a tensor has to do | nothing |
 //! | [`SmoothQuant`] | moves outliers of activations into the weights of matrix products | calibration examples |
+//! | [`Rotate`] | spreads outliers of a transformer's residual stream over all channels | nothing |
+//! | [`SplitOutliers`] | keeps input channels with outliers apart, to stay in float | calibration examples, or nothing |
 //! | [`AdaRound`] | learns whether each weight is rounded up or down | calibration examples |
 //! | [`CorrectBias`] | takes the mean error of each channel out of its bias | calibration examples |
 //!
@@ -121,16 +140,21 @@ mod gptq;
 mod gram;
 mod grid;
 mod hqq;
+mod known;
 mod layers;
 mod layout;
 mod methods;
 mod moments;
 mod nodes;
+mod observations;
 pub mod observer;
+mod outliers;
 mod params;
 mod plan;
 mod qat;
 mod quantized;
+mod ranges;
+mod rotate;
 mod rules;
 mod scales;
 mod scheme;
@@ -153,11 +177,16 @@ pub use gram::Samples;
 pub use hqq::Hqq;
 pub use layout::Axes;
 pub use methods::{Method, Nearest};
-pub use observer::{Kl, MinMax, Mse, ObserverKind, Percentile, RangeObserver};
+pub use observations::Observations;
+pub use observer::{
+    AnyObserver, Kl, MinMax, MovingAverage, Mse, ObserverKind, Percentile, RangeObserver,
+};
 pub use opt_core::{Error, ErrorKind, Result};
+pub use outliers::SplitOutliers;
 pub use params::QParams;
 pub use qat::{ConvertQat, FreezeBatchNorm, PrepareQat, QuantizeAware};
 pub use quantized::{NF4, QuantizedTensor, quantize_along, quantize_tensor};
+pub use rotate::Rotate;
 pub use rules::{Rules, Select};
 pub use scheme::{Format, Granularity, Scheme};
 pub use smooth::SmoothQuant;

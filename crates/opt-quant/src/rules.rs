@@ -9,28 +9,26 @@ use serde::{Deserialize, Serialize};
 use crate::scheme::Scheme;
 
 /// Selects layers by the name of the node or of its weight, or by the op.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Select(By);
+
 #[derive(Debug, Clone)]
-#[non_exhaustive]
-pub enum Select {
-    /// The node or its weight has this name.
+enum By {
     Name(String),
-    /// The name of the node or of its weight contains this.
     Contains(String),
-    /// The name of the node or of its weight matches.
     Regex(Regex),
-    /// The node has this op: `MatMul`, `Conv`, `Gather`.
     Op(String),
 }
 
 impl Select {
     /// The node or its weight has this name.
     pub fn name(name: impl Into<String>) -> Select {
-        Select::Name(name.into())
+        Select(By::Name(name.into()))
     }
 
     /// The name of the node or of its weight contains this.
     pub fn contains(part: impl Into<String>) -> Select {
-        Select::Contains(part.into())
+        Select(By::Contains(part.into()))
     }
 
     /// The name of the node or of its weight matches a regular expression, anywhere unless it says
@@ -40,34 +38,34 @@ impl Select {
     /// If it is none.
     pub fn regex(pattern: &str) -> Result<Select> {
         match Regex::new(pattern) {
-            Ok(regex) => Ok(Select::Regex(regex)),
+            Ok(regex) => Ok(Select(By::Regex(regex))),
             Err(e) => Err(Error::invalid(format!("the pattern `{pattern}`: {e}"))),
         }
     }
 
     /// The node has this op.
     pub fn op(op: impl Into<String>) -> Select {
-        Select::Op(op.into())
+        Select(By::Op(op.into()))
     }
 
     fn matches(&self, layer: &Candidate) -> bool {
         let names = [&layer.node, &layer.weight];
-        match self {
-            Select::Name(name) => names.contains(&name),
-            Select::Contains(part) => names.iter().any(|n| n.contains(part.as_str())),
-            Select::Regex(regex) => names.iter().any(|n| regex.is_match(n)),
-            Select::Op(op) => layer.op == *op,
+        match &self.0 {
+            By::Name(name) => names.contains(&name),
+            By::Contains(part) => names.iter().any(|n| n.contains(part.as_str())),
+            By::Regex(regex) => names.iter().any(|n| regex.is_match(n)),
+            By::Op(op) => layer.op == *op,
         }
     }
 }
 
-impl PartialEq for Select {
-    fn eq(&self, other: &Select) -> bool {
+impl PartialEq for By {
+    fn eq(&self, other: &By) -> bool {
         match (self, other) {
-            (Select::Name(a), Select::Name(b))
-            | (Select::Contains(a), Select::Contains(b))
-            | (Select::Op(a), Select::Op(b)) => a == b,
-            (Select::Regex(a), Select::Regex(b)) => a.as_str() == b.as_str(),
+            (By::Name(a), By::Name(b))
+            | (By::Contains(a), By::Contains(b))
+            | (By::Op(a), By::Op(b)) => a == b,
+            (By::Regex(a), By::Regex(b)) => a.as_str() == b.as_str(),
             _ => false,
         }
     }
@@ -76,11 +74,11 @@ impl PartialEq for Select {
 impl fmt::Display for Select {
     /// A key and a value of TOML.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Select::Name(name) => write!(f, "name = {name:?}"),
-            Select::Contains(part) => write!(f, "contains = {part:?}"),
-            Select::Regex(regex) => write!(f, "regex = {:?}", regex.as_str()),
-            Select::Op(op) => write!(f, "op = {op:?}"),
+        match &self.0 {
+            By::Name(name) => write!(f, "name = {name:?}"),
+            By::Contains(part) => write!(f, "contains = {part:?}"),
+            By::Regex(regex) => write!(f, "regex = {:?}", regex.as_str()),
+            By::Op(op) => write!(f, "op = {op:?}"),
         }
     }
 }
@@ -283,11 +281,11 @@ impl From<Rules> for Vec<RuleText> {
                 optional: rule.optional,
                 ..RuleText::default()
             };
-            match rule.select {
-                Select::Name(name) => text.name = Some(name),
-                Select::Contains(part) => text.contains = Some(part),
-                Select::Regex(regex) => text.regex = Some(regex.as_str().to_string()),
-                Select::Op(op) => text.op = Some(op),
+            match rule.select.0 {
+                By::Name(name) => text.name = Some(name),
+                By::Contains(part) => text.contains = Some(part),
+                By::Regex(regex) => text.regex = Some(regex.as_str().to_string()),
+                By::Op(op) => text.op = Some(op),
             }
             text
         };
@@ -302,9 +300,9 @@ impl TryFrom<Vec<RuleText>> for Rules {
         let mut out = Rules::new();
         for rule in rules {
             let mut selects = Vec::new();
-            selects.extend(rule.name.map(Select::Name));
-            selects.extend(rule.contains.map(Select::Contains));
-            selects.extend(rule.op.map(Select::Op));
+            selects.extend(rule.name.map(Select::name));
+            selects.extend(rule.contains.map(Select::contains));
+            selects.extend(rule.op.map(Select::op));
             if let Some(pattern) = rule.regex {
                 selects.push(Select::regex(&pattern)?);
             }

@@ -5,8 +5,9 @@ use std::collections::BTreeMap;
 use opt_core::pass::{FoldBatchNorm, Needs};
 use opt_core::{Context, DType, Error, Graph, Pass, Report, Result, ResultExt, ValueId};
 
-use crate::calibrate::{Calibration, calibrate};
+use crate::calibrate::Calibration;
 use crate::emit::emit;
+use crate::observations::Observations;
 use crate::observer::ObserverKind;
 use crate::params::QParams;
 use crate::plan::Plan;
@@ -35,6 +36,12 @@ pub struct Config {
     pub train_batch_norm: bool,
     /// Which layers have another scheme of weights, or stay in float.
     pub rules: Rules,
+    /// What an earlier calibration has seen; see [`Config::observations`].
+    pub observations: Option<Observations>,
+    /// Ranges that are given, by the value's name; see [`Config::range`].
+    pub ranges: BTreeMap<String, (f64, f64)>,
+    /// Whether no examples are looked at; see [`Config::without_examples`].
+    pub without_examples: bool,
 }
 
 impl Default for Config {
@@ -47,6 +54,9 @@ impl Default for Config {
             learn_ranges: false,
             train_batch_norm: false,
             rules: Rules::new(),
+            observations: None,
+            ranges: BTreeMap::new(),
+            without_examples: false,
         }
     }
 }
@@ -120,16 +130,26 @@ impl Config {
             batch_size,
             max_examples,
         } = self.calibration;
+        let ranges = self.ranges.iter();
+        let ranges: Vec<String> = ranges
+            .map(|(name, (low, high))| {
+                format!("{{ name = {name:?}, low = {low:?}, high = {high:?} }}")
+            })
+            .collect();
         format!(
             "weights = \"{}\"\nactivations = \"{}\"\nobserver = \"{observer:?}\"\n\
              batch_size = {batch_size}\nmax_examples = {max_examples}\nlearn_scales = {}\n\
-             learn_ranges = {}\ntrain_batch_norm = {}\nrules = {}\n",
+             learn_ranges = {}\ntrain_batch_norm = {}\nrules = {}\n\
+             observed_examples = {}\nwithout_examples = {}\nranges = [{}]\n",
             self.weights,
             self.activations,
             self.learn_scales,
             self.learn_ranges,
             self.train_batch_norm,
-            self.rules
+            self.rules,
+            self.observations.as_ref().map_or(0, Observations::examples),
+            self.without_examples,
+            ranges.join(", ")
         )
     }
 
@@ -148,7 +168,7 @@ impl Config {
     }
 
     /// Fails for activations that are no integers of 8 bits with one scale.
-    fn check(&self) -> Result<()> {
+    pub(crate) fn check(&self) -> Result<()> {
         self.activations.grid().at(|| "activations")?;
         let whole = self.activations.granularity() == Granularity::Tensor;
         if !matches!(self.activations.dtype(), DType::I8 | DType::U8) || !whole {
@@ -159,32 +179,12 @@ impl Config {
         }
         Ok(())
     }
-
-    /// Scales and zero points of the plan's activations.
-    fn ranges(
-        &self,
-        graph: &Graph,
-        plan: &Plan,
-        cx: &Context<'_>,
-    ) -> Result<BTreeMap<ValueId, QParams>> {
-        let data = cx.calibration().or_else(|e| cx.training().map_err(|_| e))?;
-        let backend = cx.backend()?;
-        let origins = plan.origins();
-        let observers = calibrate(graph, &origins, data, backend, &self.calibration)?;
-        let mut out = BTreeMap::new();
-        for (v, observer) in observers {
-            let place = || graph.value(v).name().to_string();
-            let range = observer.range(&self.activations).at(place)?;
-            let params = self.activations.parameters(&[range], None).at(place)?;
-            out.insert(v, params);
-        }
-        Ok(out)
-    }
 }
 
 /// Quantizes convolutions and matrix products after training, by ranges from the context's
-/// calibration examples (its training examples if it has none). Batch normalization is folded
-/// first.
+/// calibration examples (its training examples if it has none), from [observations](Config::observations)
+/// of an earlier calibration, or, without examples, from what the graph's functions and
+/// [given ranges](Config::range) say. Batch normalization is folded first.
 ///
 /// See the [crate's page](crate) for the form of the result.
 ///
@@ -241,7 +241,7 @@ impl Pass for QuantizeStatic {
     }
 
     fn needs(&self) -> Needs {
-        Needs::CALIBRATION
+        self.config.needs()
     }
 
     fn apply(&self, graph: Graph, cx: &mut Context<'_>) -> Result<(Graph, Report)> {

@@ -12,12 +12,12 @@ fn cargo() -> Command {
     Command::new(std::env::var("CARGO").unwrap_or_else(|_| "cargo".into()))
 }
 
-/// Builds this library's worker; the path of the program.
-pub(crate) fn ours(backend: &str) -> Result<PathBuf> {
+/// Builds a worker of this library; the path of the program.
+pub(crate) fn ours(program: &str, backend: &str) -> Result<PathBuf> {
     let mut command = cargo();
     command
         .args(["build", "--release", "--package", "opt-benches"])
-        .args(["--bin", "step-worker"]);
+        .args(["--bin", program]);
     if backend != "ndarray" {
         command.args(["--features", backend]);
         command.envs(oracle::libtorch());

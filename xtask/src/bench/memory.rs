@@ -53,7 +53,7 @@ pub(crate) fn peak(worker: &mut Worker, request: &Value) -> Result<Peak> {
 }
 
 /// A figure of a process, in MiB.
-fn resident(process: u32, name: &str) -> Result<f64> {
+pub(crate) fn resident(process: u32, name: &str) -> Result<f64> {
     let file = format!("/proc/{process}/status");
     let text = fs::read_to_string(&file)
         .map_err(|e| format!("peaks of memory need Linux: {file}: {e}"))?;
@@ -68,7 +68,7 @@ fn figure(status: &str, name: &str) -> Option<f64> {
 }
 
 /// Sets the mark to what is resident now.
-fn reset(process: u32) -> Result {
+pub(super) fn reset(process: u32) -> Result {
     let file = format!("/proc/{process}/clear_refs");
     fs::write(&file, "5").map_err(|e| format!("peaks of memory cannot be reset: {file}: {e}"))
 }

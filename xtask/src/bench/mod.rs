@@ -6,10 +6,11 @@
 //! Then follow rounds in which every side runs for the same time while the others wait.
 
 mod build;
+pub(crate) mod calibration;
 mod line;
 mod machine;
 mod measure;
-mod memory;
+pub(crate) mod memory;
 mod models;
 mod options;
 mod peers;
@@ -47,7 +48,7 @@ pub(crate) fn bench(arguments: &[&str]) -> Result {
     };
     oracle::set_up()?;
     models::make(&rows)?;
-    let program = build::ours(&options.backend)?;
+    let program = build::ours("step-worker", &options.backend)?;
     let programs = programs(&rows, &options);
     let folder = root().join("target/bench");
     fs::create_dir_all(&folder).map_err(|e| format!("{}: {e}", folder.display()))?;

@@ -115,7 +115,8 @@ impl Worker {
         format!("{} answered {reply}", self.name)
     }
 
-    fn ask(&mut self, request: &Value) -> Result<Value> {
+    /// Its answer to any request.
+    pub(crate) fn ask(&mut self, request: &Value) -> Result<Value> {
         let answered = self.exchange(request);
         let line = answered.map_err(|e| {
             // Where it stands is not known any more.

@@ -367,6 +367,15 @@ impl Tensor {
         Some(&mut buffer.bytes_mut()[start..][..len])
     }
 
+    /// The memory, if it holds this tensor's elements in row-major order and nothing else, and
+    /// nobody else holds it.
+    pub(crate) fn own_buffer_mut(&mut self) -> Option<&mut Buffer> {
+        let whole = self.is_contiguous() && self.offset == 0;
+        let len = self.size_in_bytes();
+        let fits = |buffer: &&mut Buffer| whole && buffer.is_owned() && buffer.len() == len;
+        Arc::get_mut(&mut self.storage).filter(fits)
+    }
+
     /// A copy of the elements in row-major order.
     ///
     /// # Errors

@@ -1,6 +1,6 @@
 //! Which slot each result lives in: as few bytes as a greedy choice in running order gives.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use opt_core::ops::{Cost, Op};
 use opt_core::{Result, Tensor};
@@ -136,8 +136,14 @@ pub(super) fn plan(mut ir: Ir, threads: usize, costs: &HashMap<String, Cost>) ->
     for &v in ir.outputs.iter().chain(ir.assigns.iter().map(|a| &a.1)) {
         last_use.insert(ir.alias[v], usize::MAX);
     }
-    // Values whose slot may change places with a variable's buffer.
-    let exact: Vec<Id> = ir.assigns.iter().map(|a| ir.alias[a.1]).collect();
+    // Values whose slot may change places with the buffer of a variable or of an output.
+    let assigned = ir.assigns.iter().map(|a| &a.1);
+    let exact: HashSet<Id> = ir
+        .outputs
+        .iter()
+        .chain(assigned)
+        .map(|&v| ir.alias[v])
+        .collect();
 
     let mut places: HashMap<Id, Place> = HashMap::new();
     for (i, (v, _)) in ir.inputs.iter().enumerate() {
@@ -200,7 +206,10 @@ pub(super) fn plan(mut ir: Ir, threads: usize, costs: &HashMap<String, Cost>) ->
                         None => {
                             let ty = &ir.types[whole];
                             let bytes = ty.dtype.bytes(ty.shape.len()?);
-                            let place = Place::Slot(slots.take(bytes));
+                            let place = Place::Slot(match exact.contains(&whole) {
+                                true => slots.take_exact(bytes),
+                                false => slots.take(bytes),
+                            });
                             places.insert(whole, place);
                             place
                         }
@@ -288,7 +297,16 @@ pub(super) fn plan(mut ir: Ir, threads: usize, costs: &HashMap<String, Cost>) ->
         });
     }
     assignments.sort_by_key(|a| a.swap);
+    let handed = |port: &Port| match port.place {
+        Place::Slot(slot) => {
+            let alone = outputs.iter().filter(|o| o.place == port.place).count() == 1;
+            let assigned = assignments.iter().any(|a| a.slot == slot);
+            (alone && !assigned && slots.bytes[slot] == port.bytes).then_some(slot)
+        }
+        _ => None,
+    };
     Ok(Plan {
+        handed: outputs.iter().map(handed).collect(),
         types: ir.types,
         steps: planned,
         inputs,

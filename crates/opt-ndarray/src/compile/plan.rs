@@ -358,6 +358,9 @@ pub(crate) struct Plan {
     pub(crate) steps: Vec<Planned>,
     pub(crate) inputs: Vec<(String, Port)>,
     pub(crate) outputs: Vec<Port>,
+    /// For each output the slot that is handed over with it: of its size, and nobody else's at the
+    /// end of a run.
+    pub(crate) handed: Vec<Option<usize>>,
     pub(crate) constants: Vec<Tensor>,
     pub(crate) variables: Vec<Variable>,
     /// Copies first, then swaps.

@@ -14,6 +14,7 @@
     reason = "instructions without intrinsics, over raw pointers"
 )]
 
+pub(super) mod bf16;
 pub(super) mod layer;
 
 mod finish;
@@ -147,7 +148,7 @@ impl Drop for Tiles {
     }
 }
 
-/// Which operand the activations are, and how bytes are read. Weights are always signed.
+/// Which operand the activations are, and how bytes are read. Weights of bytes are always signed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Product {
     /// Unsigned activations by weights.
@@ -158,6 +159,8 @@ pub(super) enum Product {
     UnsignedRight,
     /// Weights by signed activations.
     SignedRight,
+    /// Activations by weights, both of `bf16`; the sums are of `f32`.
+    Bf16,
 }
 
 /// Tiles of activations: that of step `i` lies at `base + offsets[i]`, a second one `second`
@@ -327,7 +330,7 @@ impl Block<'_> {
     /// of the first tile of activations with the first and second of weights. Tiles that the
     /// shape does not have are left as they are.
     ///
-    /// Sums wrap around.
+    /// Sums of integers wrap around.
     ///
     /// # Safety
     /// This thread's registers are configured ([`Tiles`]); for each offset of the activations,
@@ -343,6 +346,7 @@ impl Block<'_> {
                 Product::SignedLeft => left!(self, out, "tdpbssd"),
                 Product::UnsignedRight => right!(self, out, "tdpbsud"),
                 Product::SignedRight => right!(self, out, "tdpbssd"),
+                Product::Bf16 => left!(self, out, "tdpbf16ps"),
             }
         }
     }

@@ -6,13 +6,17 @@
 //! ("columns"), which are laid out image by image, and within an image pixel block by pixel block,
 //! in a buffer of the thread.
 
+mod backward;
 mod columns;
 mod depthwise;
 mod direct;
 mod flat;
 mod forward;
 mod grad_weight;
+mod lay;
 pub(super) mod masks;
+mod outer;
+mod outer_tile;
 mod panel_pack;
 mod panel_tile;
 mod panels;
@@ -24,15 +28,16 @@ mod slide;
 #[cfg(test)]
 pub(super) mod testing;
 mod transpose;
+mod winograd;
+mod winograd_tile;
 
 use opt_core::ops::Window;
-use opt_core::{DType, Result, TensorType};
+use opt_core::{Result, TensorType};
 
 pub(crate) use self::columns::Geometry;
 pub(crate) use self::forward::compile_conv;
 pub(crate) use self::grad_weight::compile_conv_grad_weight;
 pub(super) use self::patch::reach;
-use self::shifted::Shifted;
 pub(crate) use self::transpose::compile_conv_transpose;
 
 /// Elements of a block of columns: what stays in the second-level cache beside the weight.
@@ -81,12 +86,6 @@ impl Sizes {
     /// Elements of an output image.
     fn output(&self) -> usize {
         self.groups * self.o * self.geometry.output_len()
-    }
-
-    /// The layout of shifted images, where that serves.
-    fn shifted(&self, dtype: DType) -> Option<Shifted> {
-        let serves = self.groups == 1 && dtype == DType::F32;
-        serves.then(|| Shifted::new(self.c, &self.geometry))?
     }
 
     /// Output pixels of which the columns are laid out at a time: whole rows of the output.

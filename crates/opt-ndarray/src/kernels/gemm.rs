@@ -14,6 +14,7 @@ mod rten;
 
 use opt_core::ops::UnaryOp;
 
+pub(in crate::kernels) use pack::transpose;
 pub(crate) use pack::{PackedLhs, PackedRhs};
 
 use super::elementwise;

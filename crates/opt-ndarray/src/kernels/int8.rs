@@ -172,7 +172,7 @@ pub(crate) fn compile(layer: Layer, rows: usize) -> Box<dyn Kernel> {
         use super::amx::layer::AmxLayer;
         let wanted = match layer.path {
             IntPath::Amx => true,
-            IntPath::Auto => has_amx() && AmxLayer::suits(&layer),
+            IntPath::Auto => has_amx() && AmxLayer::suits(&layer, rows),
             IntPath::Vnni | IntPath::Portable => false,
         };
         // Tiles are finished without a thought for NaN, which comes of a multiplier only.

@@ -18,34 +18,69 @@ const PARALLEL: usize = 1 << 20;
 /// Multiply-adds that are worth a task of their own.
 const TASK: usize = 1 << 18;
 
-pub(crate) fn compile(op: &ops::MatMul, cx: &CompileCx<'_>) -> Result<Box<dyn Kernel>> {
-    let (a, b) = (cx.inputs[0].shape.fixed()?, cx.inputs[1].shape.fixed()?);
-    let out = cx.outputs[0].shape.fixed()?;
-    let (ra, rb, ro) = (a.len(), b.len(), out.len());
-    let (mut m, n) = (out[ro - 2], out[ro - 1]);
-    let k = if op.trans_a { a[ra - 2] } else { a[ra - 1] };
-    let mut batch: Dims = out[..ro - 2].into();
-    let (mut a_batch, mut b_batch): (Dims, Dims) = (a[..ra - 2].into(), b[..rb - 2].into());
-    if b_batch.iter().all(|&d| d == 1) {
-        b_batch.clear();
-    }
-    // One right matrix for all left ones: their rows make one tall matrix.
-    if b_batch.is_empty() && !op.trans_a && a_batch == batch {
-        m *= batch.iter().product::<usize>();
-        (batch, a_batch) = (Dims::new(), Dims::new());
-    }
-    let batches: usize = batch.iter().product();
-    let offsets = |own: &[usize], size: usize| {
-        let mut out = vec![0usize; batches];
-        let numbers: Vec<usize> = (0..own.iter().product()).map(|i: usize| i * size).collect();
-        if !numbers.is_empty() && batches > 0 {
-            Walk::new(own, &batch).load(&numbers, 0, &mut out, |x| x);
+/// The sizes of a product, and where its operands lie.
+#[derive(Debug)]
+pub(super) struct Shapes {
+    pub(super) m: usize,
+    pub(super) n: usize,
+    pub(super) k: usize,
+    /// Strides of rows and columns.
+    pub(super) a_strides: (usize, usize),
+    pub(super) b_strides: (usize, usize),
+    /// Where the operands of each product of the batch start.
+    pub(super) a_offsets: Vec<usize>,
+    pub(super) b_offsets: Vec<usize>,
+    /// Whether all have the same right operand.
+    one: bool,
+}
+
+impl Shapes {
+    pub(super) fn new(op: &ops::MatMul, cx: &CompileCx<'_>) -> Result<Shapes> {
+        let (a, b) = (cx.inputs[0].shape.fixed()?, cx.inputs[1].shape.fixed()?);
+        let out = cx.outputs[0].shape.fixed()?;
+        let (ra, rb, ro) = (a.len(), b.len(), out.len());
+        let (mut m, n) = (out[ro - 2], out[ro - 1]);
+        let k = if op.trans_a { a[ra - 2] } else { a[ra - 1] };
+        let mut batch: Dims = out[..ro - 2].into();
+        let (mut a_batch, mut b_batch): (Dims, Dims) = (a[..ra - 2].into(), b[..rb - 2].into());
+        if b_batch.iter().all(|&d| d == 1) {
+            b_batch.clear();
         }
-        out
-    };
-    let b_strides = if op.trans_b { (1, k) } else { (n, 1) };
+        // One right matrix for all left ones: their rows make one tall matrix.
+        if b_batch.is_empty() && !op.trans_a && a_batch == batch {
+            m *= batch.iter().product::<usize>();
+            (batch, a_batch) = (Dims::new(), Dims::new());
+        }
+        let batches: usize = batch.iter().product();
+        let offsets = |own: &[usize], size: usize| {
+            let mut out = vec![0usize; batches];
+            let numbers: Vec<usize> = (0..own.iter().product()).map(|i: usize| i * size).collect();
+            if !numbers.is_empty() && batches > 0 {
+                Walk::new(own, &batch).load(&numbers, 0, &mut out, |x| x);
+            }
+            out
+        };
+        let b_strides = if op.trans_b { (1, k) } else { (n, 1) };
+        Ok(Shapes {
+            m,
+            n,
+            k,
+            a_strides: if op.trans_a { (1, out[ro - 2]) } else { (k, 1) },
+            b_strides,
+            a_offsets: offsets(&a_batch, m * k),
+            b_offsets: offsets(&b_batch, k * n),
+            one: b_batch.is_empty(),
+        })
+    }
+}
+
+pub(crate) fn compile(op: &ops::MatMul, cx: &CompileCx<'_>) -> Result<Box<dyn Kernel>> {
+    let shapes = Shapes::new(op, cx)?;
+    let Shapes {
+        m, n, k, b_strides, ..
+    } = shapes;
     let packed = match &cx.constants[1] {
-        Some(b) if b.dtype() == DType::F32 && b_batch.is_empty() => {
+        Some(b) if b.dtype() == DType::F32 && shapes.one => {
             let b = b.contiguous();
             let b = Mat {
                 data: b.as_slice::<f32>()?,
@@ -57,13 +92,7 @@ pub(crate) fn compile(op: &ops::MatMul, cx: &CompileCx<'_>) -> Result<Box<dyn Ke
         _ => None,
     };
     Ok(Box::new(MatMul {
-        m,
-        n,
-        k,
-        a_strides: if op.trans_a { (1, out[ro - 2]) } else { (k, 1) },
-        b_strides,
-        a_offsets: offsets(&a_batch, m * k),
-        b_offsets: offsets(&b_batch, k * n),
+        shapes,
         packed,
         residual: cx.extras.residual,
         epilogue: cx.epilogue.to_vec(),
@@ -75,15 +104,7 @@ pub(crate) fn compile(op: &ops::MatMul, cx: &CompileCx<'_>) -> Result<Box<dyn Ke
 
 #[derive(Debug)]
 struct MatMul {
-    m: usize,
-    n: usize,
-    k: usize,
-    /// Strides of rows and columns.
-    a_strides: (usize, usize),
-    b_strides: (usize, usize),
-    /// Where the operands of each product of the batch start.
-    a_offsets: Vec<usize>,
-    b_offsets: Vec<usize>,
+    shapes: Shapes,
     packed: Option<PackedRhs>,
     /// Whether the last operand is added to the products, before the functions.
     residual: bool,
@@ -99,23 +120,23 @@ impl MatMul {
         };
         let (a, b) = (args[0].typed::<f32>(), args[1].typed::<f32>());
         let bias = args.get(2).map(|bias| bias.typed());
-        let size = self.m * self.n;
+        let size = self.shapes.m * self.shapes.n;
         let one = |batch: usize, out: &mut [f32], threads: usize| {
             let gemm = Gemm {
-                m: self.m,
-                n: self.n,
-                k: self.k,
+                m: self.shapes.m,
+                n: self.shapes.n,
+                k: self.shapes.k,
                 a: Lhs::Plain(Mat {
-                    data: &a[self.a_offsets[batch]..],
-                    row: self.a_strides.0,
-                    col: self.a_strides.1,
+                    data: &a[self.shapes.a_offsets[batch]..],
+                    row: self.shapes.a_strides.0,
+                    col: self.shapes.a_strides.1,
                 }),
                 b: match &self.packed {
                     Some(packed) => Rhs::Packed(packed),
                     None => Rhs::Plain(Mat {
-                        data: &b[self.b_offsets[batch]..],
-                        row: self.b_strides.0,
-                        col: self.b_strides.1,
+                        data: &b[self.shapes.b_offsets[batch]..],
+                        row: self.shapes.b_strides.0,
+                        col: self.shapes.b_strides.1,
                     }),
                 },
                 base: bias.map_or(Base::Zero, Base::Row),
@@ -125,13 +146,13 @@ impl MatMul {
                 residual: residual.map(|r| &r[batch * size..][..size]),
                 functions: &self.epilogue,
             };
-            gemm.run_with(finish, out, self.n);
+            gemm.run_with(finish, out, self.shapes.n);
         };
-        let batches = self.a_offsets.len();
-        let each = size.saturating_mul(self.k);
+        let batches = self.shapes.a_offsets.len();
+        let each = size.saturating_mul(self.shapes.k);
         // Few large products are each cut into parts, many small ones shared out.
         let few = batches < 4 * threads && each >= LARGE;
-        if batches > 1 && !few && gemm::on_tiles(self.m, self.n, self.k) {
+        if batches > 1 && !few && gemm::on_tiles(self.shapes.m, self.shapes.n, self.shapes.k) {
             let threads = if each.saturating_mul(batches) < PARALLEL {
                 1
             } else {
@@ -151,18 +172,29 @@ impl MatMul {
     }
 
     fn f64(&self, a: &[f64], b: &[f64], out: &mut [f64]) {
-        for (batch, out) in out.chunks_mut((self.m * self.n).max(1)).enumerate() {
+        for (batch, out) in out
+            .chunks_mut((self.shapes.m * self.shapes.n).max(1))
+            .enumerate()
+        {
             let a = Mat {
-                data: &a[self.a_offsets[batch]..],
-                row: self.a_strides.0,
-                col: self.a_strides.1,
+                data: &a[self.shapes.a_offsets[batch]..],
+                row: self.shapes.a_strides.0,
+                col: self.shapes.a_strides.1,
             };
             let b = Mat {
-                data: &b[self.b_offsets[batch]..],
-                row: self.b_strides.0,
-                col: self.b_strides.1,
+                data: &b[self.shapes.b_offsets[batch]..],
+                row: self.shapes.b_strides.0,
+                col: self.shapes.b_strides.1,
             };
-            gemm::plain(self.m, self.n, self.k, a, b, false, out);
+            gemm::plain(
+                self.shapes.m,
+                self.shapes.n,
+                self.shapes.k,
+                a,
+                b,
+                false,
+                out,
+            );
         }
     }
 
@@ -173,15 +205,19 @@ impl MatMul {
         threads: usize,
     ) {
         let (a, b): (&[A], &[B]) = (args[0].typed(), args[1].typed());
-        let rows = self.m;
-        parallel_chunks(threads, out, self.n.max(1), |row, out| {
+        let rows = self.shapes.m;
+        parallel_chunks(threads, out, self.shapes.n.max(1), |row, out| {
             let (batch, i) = (row / rows, row % rows);
-            let (a, b) = (&a[self.a_offsets[batch]..], &b[self.b_offsets[batch]..]);
+            let (a, b) = (
+                &a[self.shapes.a_offsets[batch]..],
+                &b[self.shapes.b_offsets[batch]..],
+            );
             out.fill(0);
-            for p in 0..self.k {
-                let x: i32 = a[i * self.a_strides.0 + p * self.a_strides.1].into();
+            for p in 0..self.shapes.k {
+                let x: i32 = a[i * self.shapes.a_strides.0 + p * self.shapes.a_strides.1].into();
                 for (j, sum) in out.iter_mut().enumerate() {
-                    let y: i32 = b[p * self.b_strides.0 + j * self.b_strides.1].into();
+                    let y: i32 =
+                        b[p * self.shapes.b_strides.0 + j * self.shapes.b_strides.1].into();
                     *sum = sum.wrapping_add(x * y);
                 }
             }

@@ -6,10 +6,13 @@ use opt_core::tensor::{Dims, contiguous_strides};
 use opt_core::{DType, Element, Error, Result, Tensor};
 use smallvec::{SmallVec, smallvec};
 
-use super::{Arg, CompileCx, Kernel, Out, RunCx, SharedMut, parallel};
+use super::{Arg, CompileCx, Kernel, Out, RunCx, SharedMut, parallel, parallel_chunks};
 
 /// Bytes from which a second thread is worth its start.
 const PARALLEL: usize = 1 << 18;
+
+/// Entries that a task fills with a value.
+const FILL: usize = 1 << 15;
 
 /// Entries of a square that a transposing copy moves at once, so that lines of the cache are
 /// used whole on both sides.
@@ -347,7 +350,9 @@ impl Moves {
     ) -> Result<()> {
         if let Some(fill) = &self.fill {
             let value: T = bytemuck::pod_read_unaligned(fill.bytes()?);
-            outs[0].typed::<T>().fill(value);
+            parallel_chunks(threads, outs[0].typed(), FILL, |_, out: &mut [T]| {
+                out.fill(value);
+            });
         }
         let outs: SmallVec<[SharedMut<'_, T>; 4]> = outs
             .iter_mut()

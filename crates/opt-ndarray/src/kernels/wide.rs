@@ -2,7 +2,8 @@
 //!
 //! Kernels whose work is more than a pass over memory run as they are in `f32`, between a
 //! conversion of their operands into scratch memory and one of the result. Those that are a pass
-//! over memory convert tile by tile with [`Wide`].
+//! over memory convert tile by tile with [`Wide`]. Large products of `bf16` run as they are where
+//! the processor has tiles for them.
 
 use bytemuck::Pod;
 use half::slice::HalfFloatSliceExt;
@@ -71,6 +72,12 @@ struct Widened {
 
 /// Compiles an op that [`widens`].
 pub(super) fn compile_widened(op: &Op, cx: &CompileCx<'_>) -> Result<Box<dyn Kernel>> {
+    #[cfg(target_arch = "x86_64")]
+    if let Op::MatMul(product) = op
+        && let Some(kernel) = super::amx::bf16::compile(product, cx)?
+    {
+        return Ok(kernel);
+    }
     let wide = |ty: &TensorType| match is_half(ty.dtype) {
         true => ty.with_dtype(DType::F32),
         false => ty.clone(),
@@ -289,14 +296,14 @@ macro_rules! own {
 own!(f32, f64);
 
 macro_rules! half {
-    ($($t:ty),*) => {$(
+    ($($t:ty, $narrow:expr);*) => {$(
         impl Wide for $t {
             type Real = f32;
             fn widen(from: &[$t], to: &mut [f32]) {
                 from.convert_to_f32_slice(to);
             }
             fn narrow(from: &[f32], to: &mut [$t]) {
-                to.convert_from_f32_slice(from);
+                $narrow(from, to);
             }
             fn one(self) -> f32 {
                 self.to_f32()
@@ -326,10 +333,41 @@ macro_rules! half {
                 for (i, y) in y.chunks_mut(TILE).enumerate() {
                     let tile = &mut tile[..y.len()];
                     f(i * TILE, tile);
-                    y.convert_from_f32_slice(tile);
+                    Self::narrow(tile, y);
                 }
             }
         }
     )*};
 }
-half!(f16, bf16);
+half!(
+    f16, |from: &[f32], to: &mut [f16]| to.convert_from_f32_slice(from);
+    bf16, |from: &[f32], to: &mut [bf16]| narrow_bf16(from, to.reinterpret_cast_mut())
+);
+
+super::lanes::by_isa! {
+    /// The nearest `bf16`, halves to the even one; a NaN stays one.
+    pub(super) fn narrow_bf16(from: &[f32], to: &mut [u16]) = |_FMA| {
+        for (to, &v) in to.iter_mut().zip(from) {
+            let bits = v.to_bits();
+            let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16;
+            *to = if v.is_nan() { bits >> 16 | 0x40 } else { rounded } as u16;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rounding_to_bf16_is_that_of_the_type() {
+        // All numbers of 16 bits, what lies around them, and halfway.
+        for high in 0..=u16::MAX {
+            let low = [0u32, 1, 0x7fff, 0x8000, 0x8001, 0xffff];
+            let from = low.map(|low| f32::from_bits(u32::from(high) << 16 | low));
+            let mut found = [0u16; 6];
+            narrow_bf16(&from, &mut found);
+            assert_eq!(found, from.map(|v| bf16::from_f32(v).to_bits()));
+        }
+    }
+}

@@ -5,6 +5,7 @@ mod conv_fusion;
 mod fusion;
 mod half;
 mod kernels;
+mod outputs;
 mod profile;
 mod quantized;
 mod updates;

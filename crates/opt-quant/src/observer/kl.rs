@@ -1,6 +1,7 @@
 //! The range with the smallest loss of information.
 
 use opt_core::{Result, Tensor};
+use serde::{Deserialize, Serialize};
 
 use super::{Histogram, RangeObserver, nothing_seen, same_kind};
 use crate::Scheme;
@@ -8,7 +9,8 @@ use crate::Scheme;
 /// Clips the magnitudes where the Kullback-Leibler divergence between the distribution, with the
 /// clipped values at its end, and its quantized form is smallest (Migacz 2017, as TensorRT and
 /// ONNX Runtime's entropy calibration).
-#[derive(Debug, Clone, Default, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Kl {
     histogram: Histogram,
 }

@@ -1,12 +1,14 @@
 //! The smallest and the largest value.
 
-use opt_core::{Result, Tensor};
+use opt_core::{Error, Result, Tensor};
+use serde::{Deserialize, Serialize};
 
-use super::{RangeObserver, finite, nothing_seen, same_kind};
+use super::{RangeObserver, extremes, in_order, nothing_seen, same_kind};
 use crate::Scheme;
 
 /// The full range: nothing is clipped.
-#[derive(Debug, Clone, Default, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(try_from = "Stored", into = "Stored")]
 pub struct MinMax {
     range: Option<(f64, f64)>,
 }
@@ -17,7 +19,7 @@ impl MinMax {
         MinMax::default()
     }
 
-    fn widen(&mut self, low: f64, high: f64) {
+    fn widen(&mut self, (low, high): (f64, f64)) {
         self.range = Some(match self.range {
             Some((l, h)) => (l.min(low), h.max(high)),
             None => (low, high),
@@ -27,15 +29,15 @@ impl MinMax {
 
 impl RangeObserver for MinMax {
     fn update(&mut self, tensor: &Tensor) -> Result<()> {
-        for v in finite(tensor)? {
-            self.widen(v, v);
+        if let Some(range) = extremes(tensor)? {
+            self.widen(range);
         }
         Ok(())
     }
 
     fn merge(&mut self, other: &dyn RangeObserver) -> Result<()> {
-        if let Some((low, high)) = same_kind::<MinMax>(other)?.range {
-            self.widen(low, high);
+        if let Some(range) = same_kind::<MinMax>(other)?.range {
+            self.widen(range);
         }
         Ok(())
     }
@@ -46,5 +48,31 @@ impl RangeObserver for MinMax {
 
     fn as_any(&self) -> &dyn std::any::Any {
         self
+    }
+}
+
+/// As it is written.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Stored {
+    range: Option<(f64, f64)>,
+}
+
+impl From<MinMax> for Stored {
+    fn from(observer: MinMax) -> Stored {
+        Stored {
+            range: observer.range,
+        }
+    }
+}
+
+impl TryFrom<Stored> for MinMax {
+    type Error = Error;
+
+    fn try_from(stored: Stored) -> Result<MinMax> {
+        stored.range.map_or(Ok(()), in_order)?;
+        Ok(MinMax {
+            range: stored.range,
+        })
     }
 }

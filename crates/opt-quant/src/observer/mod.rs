@@ -1,14 +1,18 @@
 //! Observers: the range of values that stream by, in bounded memory, mergeable.
 
+mod any;
 mod histogram;
 mod kl;
 mod min_max;
+mod moving_average;
 mod mse;
 mod percentile;
 
+pub use any::AnyObserver;
 pub use histogram::Histogram;
 pub use kl::Kl;
 pub use min_max::MinMax;
+pub use moving_average::MovingAverage;
 pub use mse::Mse;
 pub use percentile::Percentile;
 
@@ -20,7 +24,7 @@ use crate::Scheme;
 ///
 /// ```
 /// use opt_core::Tensor;
-/// use opt_quant::{ObserverKind, Scheme};
+/// use opt_quant::{ObserverKind, RangeObserver, Scheme};
 ///
 /// let mut values = vec![0.5f32; 9_999];
 /// values.push(80.0);
@@ -65,6 +69,8 @@ pub enum ObserverKind {
     /// [`MinMax`].
     #[default]
     MinMax,
+    /// [`MovingAverage`] with this averaging constant, such as [`MovingAverage::CONSTANT`].
+    MovingAverage(f64),
     /// [`Percentile`] with this share of values inside, such as 0.9999.
     Percentile(f64),
     /// [`Kl`].
@@ -77,26 +83,88 @@ impl ObserverKind {
     /// A new observer of the kind.
     ///
     /// # Errors
-    /// If a percentile is not in `(0, 1]`.
-    pub fn observer(self) -> Result<Box<dyn RangeObserver>> {
+    /// If a percentile or an averaging constant is not in `(0, 1]`.
+    pub fn observer(self) -> Result<AnyObserver> {
         Ok(match self {
-            ObserverKind::MinMax => Box::new(MinMax::new()),
-            ObserverKind::Percentile(share) => Box::new(Percentile::new(share)?),
-            ObserverKind::Kl => Box::new(Kl::new()),
-            ObserverKind::Mse => Box::new(Mse::new()),
+            ObserverKind::MinMax => AnyObserver::MinMax(MinMax::new()),
+            ObserverKind::MovingAverage(constant) => {
+                AnyObserver::MovingAverage(MovingAverage::new(constant)?)
+            }
+            ObserverKind::Percentile(share) => AnyObserver::Percentile(Percentile::new(share)?),
+            ObserverKind::Kl => AnyObserver::Kl(Kl::new()),
+            ObserverKind::Mse => AnyObserver::Mse(Mse::new()),
         })
     }
 }
 
-/// The values of a tensor, all finite.
-fn finite(tensor: &Tensor) -> Result<Vec<f64>> {
+/// The values of a tensor of `f32` that is no strided view.
+fn singles(tensor: &Tensor) -> Option<&[f32]> {
+    tensor.as_slice::<f32>().ok()
+}
+
+/// The smallest and the largest value of a tensor; `None` if it is empty.
+///
+/// # Errors
+/// [`ErrorKind::Data`] if a value is NaN or infinite.
+fn extremes(tensor: &Tensor) -> Result<Option<(f64, f64)>> {
+    let found = match singles(tensor) {
+        Some(values) => extremes_of(values).map(|(l, h)| (f64::from(l), f64::from(h))),
+        None => tensor.to_f64s().into_iter().try_fold(
+            (f64::INFINITY, f64::NEG_INFINITY),
+            |(low, high): (f64, f64), v| v.is_finite().then(|| (low.min(v), high.max(v))),
+        ),
+    };
+    if let Some((low, high)) = found {
+        return Ok((low <= high).then_some((low, high)));
+    }
     let data = tensor.to_f64s();
-    match data.iter().position(|v| !v.is_finite()) {
-        Some(i) => Err(Error::new(
+    let (i, v) = data
+        .iter()
+        .enumerate()
+        .find(|(_, v)| !v.is_finite())
+        .expect("one was found");
+    Err(Error::new(
+        ErrorKind::Data,
+        format!("value {i} is {v} at calibration"),
+    ))
+}
+
+/// The smallest and the largest of some numbers, the wrong way round if there are none; `None` if one
+/// is NaN or infinite.
+fn extremes_of(values: &[f32]) -> Option<(f32, f32)> {
+    // As many as a register holds, which have nothing to do with each other.
+    const LANES: usize = 16;
+    let mut low = [f32::INFINITY; LANES];
+    let mut high = [f32::NEG_INFINITY; LANES];
+    let mut wrong = [0u32; LANES];
+    let mut take = |chunk: &[f32]| {
+        for (i, &v) in chunk.iter().enumerate() {
+            low[i] = if v < low[i] { v } else { low[i] };
+            high[i] = if v > high[i] { v } else { high[i] };
+            wrong[i] |= u32::from(!v.is_finite());
+        }
+    };
+    let chunks = values.chunks_exact(LANES);
+    let rest = chunks.remainder();
+    chunks.for_each(&mut take);
+    take(rest);
+    let all = |ends: [f32; LANES], f: fn(f32, f32) -> f32, start| ends.into_iter().fold(start, f);
+    wrong.iter().all(|&w| w == 0).then(|| {
+        (
+            all(low, f32::min, f32::INFINITY),
+            all(high, f32::max, f32::NEG_INFINITY),
+        )
+    })
+}
+
+/// Fails unless a range that was read is one of finite numbers, from the lower to the higher.
+fn in_order((low, high): (f64, f64)) -> Result<()> {
+    match low.is_finite() && high.is_finite() && low <= high {
+        true => Ok(()),
+        false => Err(Error::new(
             ErrorKind::Data,
-            format!("value {i} is {} at calibration", data[i]),
+            format!("a range from {low} to {high}"),
         )),
-        None => Ok(data),
     }
 }
 
@@ -116,8 +184,9 @@ fn same_kind<T: 'static>(other: &dyn RangeObserver) -> Result<&T> {
 mod tests {
     use super::*;
 
-    const KINDS: [ObserverKind; 4] = [
+    const KINDS: [ObserverKind; 5] = [
         ObserverKind::MinMax,
+        ObserverKind::MovingAverage(0.01),
         ObserverKind::Percentile(0.999),
         ObserverKind::Kl,
         ObserverKind::Mse,
@@ -132,14 +201,18 @@ mod tests {
     #[test]
     fn merging_equals_seeing_all() {
         let (a, b) = (normal(1, 5000, 1.0), normal(2, 3000, 7.0));
-        for kind in KINDS {
+        // Averages are merged but for rounding, and tested where they are.
+        for kind in KINDS
+            .into_iter()
+            .filter(|k| *k != ObserverKind::MovingAverage(0.01))
+        {
             let mut all = kind.observer().unwrap();
             all.update(&a).unwrap();
             all.update(&b).unwrap();
             let (mut one, mut two) = (kind.observer().unwrap(), kind.observer().unwrap());
             one.update(&a).unwrap();
             two.update(&b).unwrap();
-            one.merge(two.as_ref()).unwrap();
+            one.merge(&two).unwrap();
             let scheme = Scheme::activations();
             assert_eq!(
                 one.range(&scheme).unwrap(),
@@ -160,7 +233,7 @@ mod tests {
             let (_, high) = observer.range(&Scheme::activations()).unwrap();
             // One far value of 20,001 is little information, but much squared error.
             match kind {
-                ObserverKind::MinMax => assert_eq!(high, 100.0),
+                ObserverKind::MinMax | ObserverKind::MovingAverage(_) => assert_eq!(high, 100.0),
                 ObserverKind::Mse => assert!((60.0..100.0).contains(&high), "{high}"),
                 _ => assert!((2.0..60.0).contains(&high), "{kind:?}: {high}"),
             }
@@ -179,5 +252,45 @@ mod tests {
             assert_eq!(observer.range(&Scheme::activations()).unwrap(), (0.0, 0.0));
         }
         assert!(ObserverKind::Percentile(0.0).observer().is_err());
+        assert!(ObserverKind::MovingAverage(0.0).observer().is_err());
+    }
+
+    #[test]
+    fn extremes_are_those_of_any_layout_and_length() {
+        for length in [1, 15, 16, 17, 40] {
+            let wide = normal(4, length, 3.0);
+            let values = wide.to_f64s();
+            let low = values.iter().copied().fold(f64::INFINITY, f64::min);
+            let high = values.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+            assert_eq!(extremes(&wide).unwrap(), Some((low, high)));
+            let double = wide.cast(opt_core::DType::F64);
+            assert_eq!(extremes(&double).unwrap(), Some((low, high)));
+            for wrong in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
+                let mut values = values.clone();
+                *values.last_mut().unwrap() = wrong;
+                let x = Tensor::from_f64s(opt_core::DType::F32, [values.len()], &values).unwrap();
+                let error = extremes(&x).unwrap_err();
+                assert!(error.message().contains(&format!("value {}", length - 1)));
+            }
+        }
+        let view = normal(5, 12, 1.0).reshape([3, 4]).unwrap();
+        let turned = view.transpose(&[1, 0]).unwrap();
+        assert_eq!(extremes(&turned).unwrap(), extremes(&view).unwrap());
+        assert_eq!(extremes(&normal(5, 0, 1.0)).unwrap(), None);
+    }
+
+    #[test]
+    fn kinds_and_settings_do_not_mix() {
+        for a in KINDS {
+            for b in KINDS {
+                let merged = a.observer().unwrap().merge(&b.observer().unwrap());
+                assert_eq!(merged.is_ok(), a == b, "{a:?} {b:?}");
+            }
+        }
+        let (a, b) = (
+            ObserverKind::Percentile(0.99),
+            ObserverKind::Percentile(0.9),
+        );
+        assert!(a.observer().unwrap().merge(&b.observer().unwrap()).is_err());
     }
 }

@@ -1,13 +1,15 @@
 //! The range with the smallest squared error.
 
 use opt_core::{Result, Tensor};
+use serde::{Deserialize, Serialize};
 
 use super::{Histogram, RangeObserver, nothing_seen, same_kind};
 use crate::Scheme;
 
 /// Tries shrunken copies of the full range and keeps that whose grid has the smallest mean
 /// squared error, rounding and clipping together.
-#[derive(Debug, Clone, Default, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Mse {
     histogram: Histogram,
 }

@@ -1,12 +1,14 @@
 //! The range of most of the values.
 
 use opt_core::{Error, Result, Tensor};
+use serde::{Deserialize, Serialize};
 
 use super::{Histogram, RangeObserver, nothing_seen, same_kind};
 use crate::Scheme;
 
 /// The range that leaves out an equal share of values at either end.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(try_from = "Stored", into = "Stored")]
 pub struct Percentile {
     share: f64,
     histogram: Histogram,
@@ -36,8 +38,14 @@ impl RangeObserver for Percentile {
     }
 
     fn merge(&mut self, other: &dyn RangeObserver) -> Result<()> {
-        self.histogram
-            .merge(&same_kind::<Percentile>(other)?.histogram);
+        let other = same_kind::<Percentile>(other)?;
+        if other.share != self.share {
+            return Err(Error::invalid(format!(
+                "cannot merge percentiles of {} and {}",
+                self.share, other.share
+            )));
+        }
+        self.histogram.merge(&other.histogram);
         Ok(())
     }
 
@@ -64,5 +72,33 @@ impl RangeObserver for Percentile {
 
     fn as_any(&self) -> &dyn std::any::Any {
         self
+    }
+}
+
+/// As it is written.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Stored {
+    share: f64,
+    histogram: Histogram,
+}
+
+impl From<Percentile> for Stored {
+    fn from(observer: Percentile) -> Stored {
+        Stored {
+            share: observer.share,
+            histogram: observer.histogram,
+        }
+    }
+}
+
+impl TryFrom<Stored> for Percentile {
+    type Error = Error;
+
+    fn try_from(stored: Stored) -> Result<Percentile> {
+        Ok(Percentile {
+            histogram: stored.histogram,
+            ..Percentile::new(stored.share)?
+        })
     }
 }

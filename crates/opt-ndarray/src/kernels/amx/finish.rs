@@ -258,7 +258,25 @@ impl Sums<'_> {
                 }
             }
         }
-        let (finish, left) = (self.finish.clone(), columns as u16);
+        if let (Finish::Sums, false) = (self.finish, gaps) {
+            done = rows;
+            let masks = [lowest(len) as u16, (lowest(len) >> ROWS) as u16];
+            let pitch = 4 * target.pitch;
+            let sides = if len > ROWS { 2 } else { 1 };
+            if rows > 0 {
+                let first = target.rows(rows, len);
+                for row in 0..rows {
+                    for side in 0..sides {
+                        let to = first.wrapping_add(row * pitch + side * ROW);
+                        // SAFETY: `rows` has found room for the lanes of the mask in all rows.
+                        unsafe {
+                            _mm512_mask_storeu_epi32(to.cast(), masks[side], whole(row, side));
+                        }
+                    }
+                }
+            }
+        }
+        let (finish, left) = (self.finish, columns as u16);
         for row in done..rows {
             for (side, skip) in [(0, 0), (1, left.count_ones() as usize)] {
                 let mask = (columns >> (side * ROWS)) as u16;
@@ -288,7 +306,7 @@ impl Sums<'_> {
                     scaled = _mm512_maskz_compress_ps(mask, scaled);
                 }
                 // SAFETY: `row` has found room for the lanes.
-                unsafe { put(&finish, scaled, lowest(count) as u16, to) };
+                unsafe { put(finish, scaled, lowest(count) as u16, to) };
             }
         }
     }

@@ -7,7 +7,12 @@
 //! and a tile is 16 neighbouring `q`. Those `q` that lie beyond the end of an output row are
 //! computed and not stored.
 
+use std::arch::x86_64::{
+    _mm_maskz_loadu_epi8, _mm512_cvtepu8_epi32, _mm512_mask_mov_epi32, _mm512_mask_storeu_epi32,
+    _mm512_maskz_compress_epi32, _mm512_or_si512, _mm512_set1_epi8, _mm512_slli_epi32,
+};
 use std::cell::RefCell;
+use std::ops::Range;
 
 use super::super::conv::Geometry;
 use super::super::{SharedMut, lanes, parallel};
@@ -15,6 +20,9 @@ use super::ROW;
 
 /// Bytes that a task lays out at least.
 const TASK: usize = 1 << 14;
+
+/// Pixels of a row, with the padding, that is laid out by vectors of whole pixels.
+const NARROW: usize = 64;
 
 /// Pixels of a block: two tiles.
 pub(super) const PIXELS: usize = 32;
@@ -43,9 +51,19 @@ pub(super) struct Image {
     pub(super) len: usize,
 }
 
+/// The geometry of a convolution, with one row for all pixels where each is multiplied by itself.
+fn flat(g: &Geometry) -> Geometry {
+    let mut flat = g.clone();
+    if g.kernel == [1; 3] && g.stride == [1; 3] && g.pad == [0; 3] && g.input == g.output {
+        flat.input = [1, 1, g.input_len()];
+        flat.output = flat.input;
+    }
+    flat
+}
+
 impl Image {
     pub(super) fn new(geometry: &Geometry, groups: usize, channels: usize) -> Image {
-        let g = geometry;
+        let g = &flat(geometry);
         let extent = |axis: usize| {
             let kernel = (g.kernel[axis] - 1) * g.dilation[axis] + 1;
             let reach = (g.output[axis].max(1) - 1) * g.stride[axis] + kernel;
@@ -121,24 +139,142 @@ impl Image {
         (self.tiles.len() * 16) as f64 / stored as f64
     }
 
-    /// Lays an image out, with `zero` around it.
+    /// Lays an image out, with `zero` around it. Threads have rows of their own, of all channels,
+    /// as they have when they multiply: then most of what one reads it has written itself.
     pub(super) fn lay_out(&self, x: &[u8], zero: u8, threads: usize, out: &mut [u8]) {
-        thread_local!(static ROW: RefCell<Vec<u32>> = const { RefCell::new(Vec::new()) });
         let count = self.groups * self.quads;
-        let height = self.plane / (self.width * 4).max(1) * self.geometry.stride[1];
-        let per = (TASK / (self.width * self.geometry.stride[2] * 4).max(1)).max(1);
+        let stride = self.geometry.stride;
+        let height = self.plane / (self.width * 4).max(1) * stride[1];
         let shared = SharedMut::new(&mut out[..count * self.pitch]);
-        parallel(threads, (count * height).div_ceil(per), |task| {
-            ROW.with_borrow_mut(|wide| {
-                for row in task * per..(count * height).min((task + 1) * per) {
-                    self.row(x, row / height, row % height, zero, wide, &shared);
-                }
+        if height == 1 && self.geometry.pad == [0; 3] && stride == [1; 3] {
+            let per = share(count, threads, TASK / (4 * self.width).max(1));
+            parallel(threads, count.div_ceil(per), |task| {
+                let quads = task * per..count.min((task + 1) * per);
+                quads.for_each(|i| self.pixels(x, i, &shared));
             });
+            return;
+        }
+        let narrow = self.width * stride[2] <= NARROW && stride[2] <= 2;
+        let bytes = self.width * stride[2] * 4 * count;
+        let per = share(height, threads, TASK / bytes.max(1));
+        parallel(threads, height.div_ceil(per), |task| {
+            let rows = task * per..height.min((task + 1) * per);
+            for i in 0..count {
+                if narrow {
+                    // SAFETY: whoever multiplies tiles has found the vectors; each task has rows
+                    // of its own.
+                    unsafe { self.narrow(x, i, rows.clone(), zero, &shared) };
+                    continue;
+                }
+                rows.clone().for_each(|y| self.row(x, i, y, zero, &shared));
+            }
         });
     }
 
+    /// The channels of a quad, the last again for those that are missing: their bytes meet weights
+    /// of zero.
+    fn channels_of(&self, i: usize) -> [usize; 4] {
+        let (group, quad) = (i / self.quads, i % self.quads);
+        let first = group * self.channels + quad * 4;
+        let last = (self.channels - quad * 4).min(4) - 1;
+        [
+            first,
+            first + last.min(1),
+            first + last.min(2),
+            first + last,
+        ]
+    }
+
+    /// Lays out the quad `i` of all groups, of an image of one row.
+    fn pixels(&self, x: &[u8], i: usize, out: &SharedMut<'_, u8>) {
+        let row = |c: usize| &x[c * self.width..][..self.width];
+        #[expect(unsafe_code, reason = "tasks write disjoint parts")]
+        // SAFETY: each quad belongs to one task.
+        let out = unsafe { out.part(i * self.pitch..i * self.pitch + self.width * 4) };
+        interleave(self.channels_of(i).map(row), out);
+    }
+
+    /// Lays out rows of a quad, counted with the padding, of at most [`NARROW`] pixels with the
+    /// padding and with a stride of at most 2: 16 pixels at once.
+    ///
+    /// # Safety
+    /// The processor has the features; no other thread writes these rows.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+    unsafe fn narrow(
+        &self,
+        x: &[u8],
+        i: usize,
+        range: Range<usize>,
+        zero: u8,
+        out: &SharedMut<'_, u8>,
+    ) {
+        const LANES: usize = 16;
+        let g = &self.geometry;
+        let (rows, row, pad, stride) = (g.input[1], g.input[2], g.pad[2], g.stride[2]);
+        let total = self.width * stride;
+        assert!(row + pad <= total && total <= NARROW && stride <= 2);
+        let inside = if row == 0 {
+            0
+        } else {
+            (u64::MAX >> (64 - row)) << pad
+        };
+        let fill = _mm512_set1_epi8(zero as i8);
+        let channels = self.channels_of(i);
+        for y in range {
+            let phases = self.phases.iter().enumerate();
+            let mut phases = phases
+                .filter(|(_, (py, _))| y % g.stride[1] == *py)
+                .peekable();
+            if phases.peek().is_none() {
+                continue;
+            }
+            let mut pixels = [fill; NARROW / LANES];
+            if let Some(y) = y.checked_sub(g.pad[1]).filter(|&y| y < rows) {
+                let from = channels.map(|c| x[(c * rows + y) * row..][..row].as_ptr());
+                for (c, pixels) in pixels[..total.div_ceil(LANES)].iter_mut().enumerate() {
+                    let lanes = (inside >> (c * LANES)) as u16;
+                    let bytes = |from: *const u8| {
+                        let at = from.wrapping_add(c * LANES).wrapping_sub(pad);
+                        // SAFETY: the lanes of the mask lie in the row.
+                        _mm512_cvtepu8_epi32(unsafe { _mm_maskz_loadu_epi8(lanes, at.cast()) })
+                    };
+                    let [a, b, c, d] = from.map(bytes);
+                    let low = _mm512_or_si512(a, _mm512_slli_epi32::<8>(b));
+                    let high = _mm512_or_si512(c, _mm512_slli_epi32::<8>(d));
+                    let quads = _mm512_or_si512(low, _mm512_slli_epi32::<16>(high));
+                    *pixels = _mm512_mask_mov_epi32(fill, lanes, quads);
+                }
+            }
+            for (slot, &(_, px)) in phases {
+                let start = i * self.pitch + slot * self.plane + y / g.stride[1] * self.width * 4;
+                assert!(start + self.width * 4 <= out.len());
+                let step = LANES / stride;
+                for (c, &pixels) in pixels.iter().enumerate().take(total.div_ceil(LANES)) {
+                    let left = (self.width - c * step).min(step);
+                    let kept = match stride {
+                        1 => pixels,
+                        _ => _mm512_maskz_compress_epi32(0x5555 << px, pixels),
+                    };
+                    let at = out.at(start + c * step * 4);
+                    let lanes = (u32::MAX >> (32 - left)) as u16;
+                    // SAFETY: the lanes of the mask lie in the row, which is this thread's.
+                    unsafe { _mm512_mask_storeu_epi32(at.cast(), lanes, kept) };
+                }
+            }
+        }
+    }
+
     /// Lays out the row `y`, counted with the padding, of the quad `i` of all groups.
-    fn row(
+    fn row(&self, x: &[u8], i: usize, y: usize, zero: u8, out: &SharedMut<'_, u8>) {
+        thread_local!(static ROW: RefCell<Vec<u32>> = const { RefCell::new(Vec::new()) });
+        let g = &self.geometry;
+        if self.phases.iter().all(|&(py, _)| y % g.stride[1] != py) {
+            return;
+        }
+        ROW.with_borrow_mut(|wide| self.row_by(x, i, y, zero, wide, out));
+    }
+
+    fn row_by(
         &self,
         x: &[u8],
         i: usize,
@@ -150,15 +286,9 @@ impl Image {
         let g = &self.geometry;
         let (height, width) = (g.input[1], g.input[2]);
         let (pad, stride) = (g.pad[2], g.stride[2]);
-        let (group, quad) = (i / self.quads, i % self.quads);
-        let first = group * self.channels + quad * 4;
-        let count = (self.channels - quad * 4).min(4);
         let rows = y.checked_sub(g.pad[1]).filter(|&y| y < height).map(|y| {
-            // Bytes of missing channels meet weights of zero.
-            [0, 1, 2, 3].map(|c: usize| {
-                let channel = first + c.min(count - 1);
-                &x[(channel * height + y) * width..][..width]
-            })
+            let row = |c: usize| &x[(c * height + y) * width..][..width];
+            self.channels_of(i).map(row)
         });
         if let (Some(rows), true) = (rows, stride > 1) {
             // One more than there are, so that pairs are whole.
@@ -197,6 +327,13 @@ impl Image {
             }
         }
     }
+}
+
+/// How many of `count` rows or pixels a task lays out, at least `least`: all for one thread.
+fn share(count: usize, threads: usize, least: usize) -> usize {
+    // More tasks than threads, since a thread that slept is late for its first.
+    let tasks = if threads <= 1 { 1 } else { 4 * threads };
+    count.div_ceil(tasks).max(least).clamp(1, count.max(1))
 }
 
 lanes::by_isa! {

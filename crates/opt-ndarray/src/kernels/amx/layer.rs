@@ -22,6 +22,9 @@ use super::source::{Place, Source};
 use super::tasks::{Task, Tasks, share};
 use super::{Activations, BLOCK, Block, Lines, Product, ROW, ROWS, STEPS, TILE, Tiles};
 
+/// Multiply-adds of one row's products that take vectors less than to set up the tiles.
+const VECTOR: usize = 1 << 14;
+
 /// A layer, packed.
 #[derive(Debug)]
 pub(crate) struct AmxLayer {
@@ -50,8 +53,12 @@ struct Work {
 }
 
 impl AmxLayer {
-    /// Whether tiles hold enough of a layer to be faster than vectors.
-    pub(crate) fn suits(layer: &Layer) -> bool {
+    /// Whether tiles hold enough of a layer whose inputs are `rows` pixels (for a matrix product)
+    /// or images to be faster than vectors.
+    pub(crate) fn suits(layer: &Layer, rows: usize) -> bool {
+        if layer.geometry.is_none() && rows == 1 && layer.inputs * layer.outputs <= VECTOR {
+            return false;
+        }
         let taps = layer.taps();
         let depth = taps * layer.inputs.div_ceil(4) * 4;
         let filled = |n: usize, of: usize| n as f64 / (n.div_ceil(of) * of) as f64;

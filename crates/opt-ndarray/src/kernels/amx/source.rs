@@ -126,13 +126,15 @@ impl Source {
 }
 
 /// The offsets, and again in the opposite order.
-fn there_and_back(offsets: impl DoubleEndedIterator<Item = usize> + Clone) -> Vec<usize> {
+pub(super) fn there_and_back(
+    offsets: impl DoubleEndedIterator<Item = usize> + Clone,
+) -> Vec<usize> {
     offsets.clone().chain(offsets.rev()).collect()
 }
 
 /// Whether 32 rows of activations that are `width` bytes apart, read in their place, stay in the
 /// first-level cache: 64 sets of which they may use 8 lines each.
-fn spread(width: usize) -> bool {
+pub(super) fn spread(width: usize) -> bool {
     let lines = width / ROW;
     let mut used = [0usize; 64];
     for row in 0..BLOCK {
@@ -145,7 +147,7 @@ fn spread(width: usize) -> bool {
 
 /// Copies a row of activations to the same row of the tiles of a block; rows from 16 on lie in
 /// the second tiles, which the place of `to` has to account for.
-fn copy_row(row: &[u8], to: &mut [u8]) {
+pub(super) fn copy_row(row: &[u8], to: &mut [u8]) {
     for (i, part) in row.chunks(ROW).enumerate() {
         to[i * 2 * TILE..][..part.len()].copy_from_slice(part);
     }

@@ -8,6 +8,7 @@ use super::depthwise::Depthwise;
 use super::direct;
 use super::panels::{After, Before, Panels, finish_row};
 use super::real::{Packed, Real};
+use super::winograd::Winograd;
 use crate::kernels::gemm::Mat;
 use crate::kernels::{
     Arg, CompileCx, Kernel, Normalize, Out, RunCx, elementwise, parallel_chunks, real,
@@ -17,6 +18,8 @@ use crate::kernels::{
 #[derive(Debug)]
 enum Way {
     Panels(Panels),
+    /// With weights that change from run to run, and nothing before or after.
+    Winograd(Winograd),
     Depthwise(Depthwise),
     /// By columns, or directly; the weights of each group, prepacked.
     Columns(Vec<Packed>),
@@ -85,17 +88,21 @@ pub(crate) fn compile_conv(op: &ops::Conv, cx: &CompileCx<'_>) -> Result<Box<dyn
     let slides = serves && sizes.c == 1 && sizes.groups > 1;
     let depthwise = slides.then(|| Depthwise::new(sizes.groups, o, &sizes.geometry));
     let panels = serves.then(|| Panels::new(sizes.groups, sizes.c, o, &sizes.geometry));
+    let bare = before.is_none() && !cx.extras.residual && cx.extras.clamp.is_none();
+    let trains = serves && content.is_none() && bare && cx.epilogue.is_empty();
+    let winograd = trains.then(|| Winograd::new(&sizes, [sizes.c, o], &sizes.geometry));
     let mut weight = Vec::new();
-    let way = match (depthwise.flatten(), panels.flatten()) {
-        (Some(depthwise), _) => Way::Depthwise(depthwise),
-        (None, Some(panels)) => {
+    let way = match (depthwise.flatten(), winograd.flatten(), panels.flatten()) {
+        (Some(depthwise), ..) => Way::Depthwise(depthwise),
+        (None, Some(winograd), _) => Way::Winograd(winograd),
+        (None, None, Some(panels)) => {
             if let Some(w) = content {
                 weight.resize(panels.packed_len(), 0.0);
                 panels.pack(|r, entry| w[r * k + entry], &mut weight);
             }
             Way::Panels(panels)
         }
-        (None, None) => {
+        (None, None, None) => {
             let pack = |group: &[f32]| Packed::new(Mat::new(group, k), o, sizes.block(), k);
             let groups = content.filter(|_| sizes.c > 1 && o * k > 0);
             Way::Columns(groups.map_or(Vec::new(), |w| w.chunks(o * k).map(pack).collect()))
@@ -297,6 +304,12 @@ impl Kernel for ConvKernel {
                 let before = self.before.as_ref();
                 panels.run(x, packed, before, &after, out.typed(), cx.threads);
             }
+            Way::Winograd(winograd) => {
+                let (own, taps) = (bytemuck::cast_slice_mut(cx.scratch), 9);
+                let k = self.sizes.rows();
+                winograd.pack(|o, c, tap| w[o * k + c * taps + tap], own, cx.threads);
+                winograd.run(x, own, after.bias, out.typed(), cx.threads);
+            }
             Way::Depthwise(depthwise) => {
                 depthwise.run(x, w, &after, out.typed(), cx.threads);
             }
@@ -316,6 +329,7 @@ impl Kernel for ConvKernel {
     fn scratch(&self) -> usize {
         match &self.way {
             Way::Panels(panels) if self.weight.is_empty() => panels.packed_len() * size_of::<f32>(),
+            Way::Winograd(winograd) => winograd.packed_len() * size_of::<f32>(),
             Way::Columns(_) if self.before.is_some() => {
                 self.sizes.n * self.sizes.image() * size_of::<f32>()
             }

@@ -4,10 +4,20 @@ use opt_core::ops;
 use opt_core::{DType, Result};
 
 use super::Sizes;
+use super::outer::OuterProducts;
 use super::real::Real;
 use super::shifted::Shifted;
 use crate::kernels::gemm::Mat;
 use crate::kernels::{Arg, CompileCx, Kernel, Out, RunCx, SharedMut, parallel, real};
+
+/// How the gradient is computed.
+#[derive(Debug)]
+enum Way {
+    Outer(OuterProducts),
+    /// By sums over the pixels of a group of shifted images.
+    Shifted(Shifted),
+    Columns,
+}
 
 /// Parts that a batch is cut into: each sums its images on its own, and the sums are added in
 /// order, whatever the number of threads.
@@ -17,7 +27,7 @@ const PARTS: usize = 8;
 struct GradWeightKernel {
     sizes: Sizes,
     size: usize,
-    shifted: Option<Shifted>,
+    way: Way,
 }
 
 /// Gradient of a convolution by its weight.
@@ -33,11 +43,23 @@ pub(crate) fn compile_conv_grad_weight(
         &op.window,
         op.groups,
     )?;
+    let way = match cx.inputs[0].dtype {
+        DType::F32 => way(&sizes),
+        _ => Way::Columns,
+    };
     Ok(Box::new(GradWeightKernel {
         size: cx.inputs[0].dtype.bits() / 8,
-        shifted: sizes.shifted(cx.inputs[0].dtype),
+        way,
         sizes,
     }))
+}
+
+fn way(s: &Sizes) -> Way {
+    match (OuterProducts::new(s), Shifted::new(s.c, &s.geometry)) {
+        (Some(outer), _) => Way::Outer(outer),
+        (None, Some(shifted)) => Way::Shifted(shifted),
+        (None, None) => Way::Columns,
+    }
 }
 
 impl GradWeightKernel {
@@ -94,7 +116,9 @@ impl GradWeightKernel {
         let x = &x[images.start * s.image()..images.end * s.image()];
         let g = &g[images.start * s.output()..images.end * s.output()];
         f32::buffer(shifted.gradient_buffer_len(s.o, images.len()), |buffer| {
-            shifted.weight_gradient(x, g, s.o, out, buffer);
+            for (group, out) in out.chunks_mut((s.o * s.rows()).max(1)).enumerate() {
+                shifted.weight_gradient((s.groups, group), x, g, s.o, out, buffer);
+            }
         });
     }
 
@@ -130,20 +154,34 @@ impl Kernel for GradWeightKernel {
     }
 
     fn scratch(&self) -> usize {
-        (self.parts() - 1) * self.sizes.groups * self.sizes.o * self.sizes.rows() * self.size
+        match &self.way {
+            Way::Outer(outer) => outer.sums_len() * self.size,
+            _ => {
+                (self.parts() - 1)
+                    * self.sizes.groups
+                    * self.sizes.o
+                    * self.sizes.rows()
+                    * self.size
+            }
+        }
     }
 
     fn run(&self, args: &[Arg<'_>], outs: &mut [Out<'_>], cx: &mut RunCx<'_>) -> Result<()> {
-        match (args[0].dtype, &self.shifted) {
-            (DType::F64, _) => {
-                self.run_as::<f64>(args, outs[0].typed(), cx, |x, g, i, o| self.sum(x, g, i, o));
+        match &self.way {
+            Way::Outer(outer) => {
+                let (x, g) = (args[0].typed(), args[1].typed());
+                let sums = bytemuck::cast_slice_mut(cx.scratch);
+                outer.run(x, g, outs[0].typed(), sums, cx.threads);
             }
-            (_, Some(shifted)) => {
+            Way::Shifted(shifted) => {
                 self.run_as::<f32>(args, outs[0].typed(), cx, |x, g, images, out| {
                     self.sum_shifted(shifted, x, g, images, out);
                 });
             }
-            (_, None) => {
+            Way::Columns if args[0].dtype == DType::F64 => {
+                self.run_as::<f64>(args, outs[0].typed(), cx, |x, g, i, o| self.sum(x, g, i, o));
+            }
+            Way::Columns => {
                 self.run_as::<f32>(args, outs[0].typed(), cx, |x, g, i, o| self.sum(x, g, i, o));
             }
         }

@@ -55,41 +55,9 @@ pub(super) struct Dots<'a> {
     pub(super) out_row: usize,
 }
 
-/// Rows of kernel entries side by side that [`outer`] has in registers, for rows of 3 and of 5;
-/// `None` for other lengths.
-pub(super) fn outer_rows(isa: Isa, entries: usize) -> Option<usize> {
-    match (isa, entries) {
-        #[cfg(target_arch = "x86_64")]
-        (Isa::Avx512, 3) => Some(8),
-        #[cfg(target_arch = "x86_64")]
-        (Isa::Avx512, 5) => Some(5),
-        #[cfg(target_arch = "x86_64")]
-        (Isa::Avx2, 3) => Some(4),
-        #[cfg(target_arch = "x86_64")]
-        (Isa::Avx2, 5) => Some(2),
-        _ => None,
-    }
-}
-
-/// One tile: `sums[r][e][lane] += sum over p of left[p][lane] * right[rows[r] + place(p) + e]`,
-/// where p goes through `height` rows of `width` pixels, `pitch` apart on the right and side by
-/// side on the left.
-#[derive(Clone, Copy)]
-pub(super) struct Outer<'a> {
-    pub(super) left: *const f32,
-    pub(super) right: *const f32,
-    /// As many as [`outer_rows`] says.
-    pub(super) rows: &'a [usize],
-    pub(super) height: usize,
-    pub(super) width: usize,
-    pub(super) pitch: usize,
-    /// `[rows, entries, lanes]`.
-    pub(super) sums: *mut f32,
-}
-
 macro_rules! kernels {
-    ($product:ident, $dots:ident, $outer:ident, $features:literal, $lanes:literal, $vec:ty, $zero:expr,
-     $load:ident, $store:ident, $fma:ident, $splat:ident, $sum:ident, $add:ident) => {
+    ($product:ident, $dots:ident, $features:literal, $lanes:literal, $vec:ty, $zero:expr,
+     $load:ident, $store:ident, $fma:ident, $splat:ident, $sum:ident) => {
         /// # Safety
         /// The processor has the features; `a` covers the rows, the image every offset and `NV`
         /// vectors beyond it, and `out` the rows with `NV` vectors each.
@@ -165,44 +133,6 @@ macro_rules! kernels {
                 }
             }
         }
-
-        /// # Safety
-        /// The processor has the features; both sides cover the pixels, the right one with `E`
-        /// entries from each row on, and the sums are `ROWS * E` vectors.
-        #[target_feature(enable = $features)]
-        unsafe fn $outer<const ROWS: usize, const E: usize>(t: Outer<'_>) {
-            let zero: $vec = $zero;
-            let mut sums = [[zero; E]; ROWS];
-            let mut left = t.left;
-            for y in 0..t.height {
-                // SAFETY: the caller vouches for the pointers.
-                unsafe {
-                    let right = t.right.add(y * t.pitch);
-                    let mut rows = [right; ROWS];
-                    for r in 0..ROWS {
-                        rows[r] = right.add(t.rows[r]);
-                    }
-                    for x in 0..t.width {
-                        let l = $load(left);
-                        for r in 0..ROWS {
-                            for e in 0..E {
-                                sums[r][e] = $fma(l, $splat(*rows[r].add(x + e)), sums[r][e]);
-                            }
-                        }
-                        left = left.add($lanes);
-                    }
-                }
-            }
-            for r in 0..ROWS {
-                for e in 0..E {
-                    // SAFETY: the caller vouches for the pointers.
-                    unsafe {
-                        let at = t.sums.add((r * E + e) * $lanes);
-                        $store(at, $add($load(at), sums[r][e]));
-                    }
-                }
-            }
-        }
     };
 }
 
@@ -210,12 +140,11 @@ macro_rules! kernels {
 mod x86 {
     use std::arch::x86_64::*;
 
-    use super::{Dots, Outer, Product};
+    use super::{Dots, Product};
 
     kernels!(
         product512,
         dots512,
-        outer512,
         "avx512f",
         16,
         __m512,
@@ -224,8 +153,7 @@ mod x86 {
         _mm512_storeu_ps,
         _mm512_fmadd_ps,
         _mm512_set1_ps,
-        _mm512_reduce_add_ps,
-        _mm512_add_ps
+        _mm512_reduce_add_ps
     );
 
     #[target_feature(enable = "avx2,fma")]
@@ -238,7 +166,6 @@ mod x86 {
     kernels!(
         product256,
         dots256,
-        outer256,
         "avx2,fma",
         8,
         __m256,
@@ -247,8 +174,7 @@ mod x86 {
         _mm256_storeu_ps,
         _mm256_fmadd_ps,
         _mm256_set1_ps,
-        sum256,
-        _mm256_add_ps
+        sum256
     );
 
     /// # Safety
@@ -279,30 +205,6 @@ mod x86 {
                 2 => product256::<2, 3>(t),
                 3 => product256::<3, 3>(t),
                 _ => product256::<4, 3>(t),
-            }
-        }
-    }
-
-    /// # Safety
-    /// As [`outer512`].
-    pub(super) unsafe fn outer_avx512(entries: usize, t: Outer<'_>) {
-        // SAFETY: passed on.
-        unsafe {
-            match entries {
-                3 => outer512::<8, 3>(t),
-                _ => outer512::<5, 5>(t),
-            }
-        }
-    }
-
-    /// # Safety
-    /// As [`outer256`].
-    pub(super) unsafe fn outer_avx2(entries: usize, t: Outer<'_>) {
-        // SAFETY: passed on.
-        unsafe {
-            match entries {
-                3 => outer256::<4, 3>(t),
-                _ => outer256::<2, 5>(t),
             }
         }
     }
@@ -382,23 +284,6 @@ pub(super) unsafe fn dots(isa: Isa, left: usize, t: Dots<'_>) {
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => x86::dots_avx2(left, t),
             Isa::Portable => unreachable!("{left} rows of {} entries", t.len),
-        }
-    }
-}
-
-/// # Safety
-/// `isa` comes from [`Isa::get`]; [`outer_rows`] knows it and the entries, and `t.rows` has that many
-/// rows; both sides cover the pixels, the right one with `entries` entries from each row on, and the
-/// sums are a vector for each row and entry.
-pub(super) unsafe fn outer(isa: Isa, entries: usize, t: Outer<'_>) {
-    // SAFETY: passed on.
-    unsafe {
-        match isa {
-            #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 => x86::outer_avx512(entries, t),
-            #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 => x86::outer_avx2(entries, t),
-            Isa::Portable => unreachable!("{entries} entries of {} pixels", t.width * t.height),
         }
     }
 }

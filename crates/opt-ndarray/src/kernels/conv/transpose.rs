@@ -4,10 +4,11 @@ use opt_core::ops;
 use opt_core::{DType, Result};
 
 use super::Sizes;
+use super::backward::Backward;
 use super::depthwise::Depthwise;
 use super::panels::{After, Panels};
 use super::real::Real;
-use super::shifted::Backward;
+use super::winograd::Winograd;
 use crate::kernels::gemm::Mat;
 use crate::kernels::{Arg, CompileCx, Kernel, Out, RunCx, parallel_chunks, real};
 
@@ -23,6 +24,7 @@ struct TransposeKernel {
 enum Way {
     /// As the convolution with the turned kernel.
     Panels(Panels),
+    Winograd(Winograd),
     Depthwise(Depthwise),
     Backward(Backward),
     Columns,
@@ -55,12 +57,13 @@ fn way(s: &Sizes) -> Way {
             if let Some(depthwise) = Depthwise::new(s.groups, 1, &turned) {
                 return Way::Depthwise(depthwise);
             }
+        } else if let Some(winograd) = Winograd::new(s, [s.o, s.c], &turned) {
+            return Way::Winograd(winograd);
         } else if let Some(panels) = Panels::new(s.groups, s.o, s.c, &turned) {
             return Way::Panels(panels);
         }
     }
-    let backward = (s.groups == 1).then(|| Backward::new(s.o, &s.geometry));
-    backward.flatten().map_or(Way::Columns, Way::Backward)
+    Backward::new(s.o, &s.geometry).map_or(Way::Columns, Way::Backward)
 }
 
 impl TransposeKernel {
@@ -85,6 +88,12 @@ impl TransposeKernel {
                 );
                 panels.run(x, own, None, &after, out, cx.threads);
             }
+            Way::Winograd(winograd) => {
+                let weight =
+                    |c: usize, o: usize, tap: usize| w[(o * s.c + c) * taps + taps - 1 - tap];
+                winograd.pack(weight, own, cx.threads);
+                winograd.run(x, own, after.bias, out, cx.threads);
+            }
             Way::Depthwise(depthwise) => {
                 for (to, from) in own.chunks_exact_mut(taps).zip(w.chunks_exact(taps)) {
                     to.copy_from_slice(from);
@@ -107,16 +116,21 @@ impl TransposeKernel {
         let (g, w) = (args[0].typed::<f32>(), args[1].typed::<f32>());
         let bias = args.get(2).map(|b| b.typed::<f32>());
         let packed: &mut [f32] = bytemuck::cast_slice_mut(cx.scratch);
-        backward.pack(s.c, s.geometry.taps(), w, packed);
+        let [k, input, pixels] = [s.rows(), s.geometry.input_len(), s.geometry.output_len()];
+        let len = backward.packed_len(s.c).max(1);
+        for (w, packed) in w.chunks((s.o * k).max(1)).zip(packed.chunks_exact_mut(len)) {
+            backward.pack(s.c, s.geometry.taps(), w, packed);
+        }
         let packed = &*packed;
-        let [_, height, width] = s.geometry.input;
-        parallel_chunks(cx.threads, out, s.image().max(1), |n, out| {
-            for (channel, out) in out.chunks_mut((height * width).max(1)).enumerate() {
-                out.fill(bias.map_or(0.0, |b| b[channel]));
-            }
-            let g = &g[n * s.output()..][..s.output()];
+        parallel_chunks(cx.threads, out, s.c * input, |i, out| {
+            let group = i % s.groups;
+            let bias = bias.map(|b| &b[group * s.c..][..s.c]);
+            let (g, packed) = (
+                &g[i * s.o * pixels..][..s.o * pixels],
+                &packed[group * len..],
+            );
             f32::buffer(backward.buffer_len(s.c), |buffer| {
-                backward.run(g, packed, s.c, [height, width], out, buffer);
+                backward.run(g, packed, bias, out, buffer);
             });
         });
     }
@@ -164,7 +178,9 @@ impl Kernel for TransposeKernel {
             (DType::F64, _) => self.run_as::<f64>(args, out.typed(), cx.threads),
             (_, Way::Backward(backward)) => self.run_backward(backward, args, out.typed(), cx),
             (_, Way::Columns) => self.run_as::<f32>(args, out.typed(), cx.threads),
-            (_, Way::Panels(_) | Way::Depthwise(_)) => self.run_turned(args, out.typed(), cx),
+            (_, Way::Panels(_) | Way::Winograd(_) | Way::Depthwise(_)) => {
+                self.run_turned(args, out.typed(), cx)
+            }
         }
         Ok(())
     }
@@ -173,8 +189,9 @@ impl Kernel for TransposeKernel {
         let s = &self.sizes;
         let entries = match &self.way {
             Way::Panels(panels) => panels.packed_len(),
+            Way::Winograd(winograd) => winograd.packed_len(),
             Way::Depthwise(_) => s.groups * s.geometry.taps(),
-            Way::Backward(backward) => backward.packed_len(s.c),
+            Way::Backward(backward) => s.groups * backward.packed_len(s.c).max(1),
             Way::Columns => 0,
         };
         entries * size_of::<f32>()

@@ -169,7 +169,7 @@ fn copy_fixed<const WIDTH: usize>(source: &[f32], from: usize, target: &mut [f32
 /// The last square overlaps the one before, where the sizes are no multiples of eight.
 ///
 /// Returns whether it could: not without vectors of eight lanes, nor for fewer than eight.
-fn transpose(
+pub(in crate::kernels) fn transpose(
     isa: Isa,
     source: &[f32],
     from: usize,
