@@ -206,7 +206,10 @@ pub(super) fn plan(mut ir: Ir, threads: usize, costs: &HashMap<String, Cost>) ->
                         None => {
                             let ty = &ir.types[whole];
                             let bytes = ty.dtype.bytes(ty.shape.len()?);
-                            let place = Place::Slot(slots.take(bytes));
+                            let place = Place::Slot(match exact.contains(&whole) {
+                                true => slots.take_exact(bytes),
+                                false => slots.take(bytes),
+                            });
                             places.insert(whole, place);
                             place
                         }

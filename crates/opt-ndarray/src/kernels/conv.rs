@@ -19,6 +19,7 @@ mod lay;
 pub(super) mod masks;
 mod outer;
 mod outer_tile;
+mod panel_pack;
 mod panel_tile;
 mod panels;
 mod patch;

@@ -270,3 +270,46 @@ fn folded_weights_follow_their_variables() {
         assert!((v - offset[i / 9]).abs() < 1e-6, "{v}");
     }
 }
+
+#[test]
+fn pieces_are_computed_where_a_concatenation_has_them() {
+    let branches = |b: &mut GraphBuilder, x| {
+        let (narrow, wide) = (
+            parameter(b, &[5, 6, 1, 1], 1),
+            parameter(b, &[4, 6, 3, 3], 2),
+        );
+        let first = b.conv(x, narrow, None, Window::new(2), 1).unwrap();
+        let second = b.conv(x, wide, None, Window::new(2).pad(1), 1).unwrap();
+        (b.relu(first).unwrap(), b.relu(second).unwrap())
+    };
+    // Of a single image they lie one after the other.
+    for (images, names) in [
+        (1, &["conv+relu", "conv+relu", "conv"][..]),
+        (2, &["conv+relu", "conv+relu", "concat", "conv"][..]),
+    ] {
+        check(&[images, 6, 9, 7], names, |b, x, keep| {
+            let (first, second) = branches(b, x);
+            let both = b.concat(&[second, first], 1).unwrap();
+            keep(both);
+            let w = parameter(b, &[3, 9, 1, 1], 3);
+            b.conv(both, w, None, Window::new(2), 1).unwrap()
+        });
+    }
+    // One that is read elsewhere, or twice, has memory of its own.
+    check(
+        &[1, 6, 9, 7],
+        &["conv+relu", "conv+relu", "concat", "conv", "conv+add"],
+        |b, x, keep| {
+            let (first, second) = branches(b, x);
+            let both = b.concat(&[first, second, second], 1).unwrap();
+            keep(both);
+            let (all, own) = (
+                parameter(b, &[5, 13, 1, 1], 3),
+                parameter(b, &[5, 5, 1, 1], 4),
+            );
+            let y = b.conv(first, own, None, Window::new(2), 1).unwrap();
+            let z = b.conv(both, all, None, Window::new(2), 1).unwrap();
+            b.add(z, y).unwrap()
+        },
+    );
+}

@@ -106,9 +106,9 @@ macro_rules! kernels {
                 let from = image.as_ptr().wrapping_add(at);
                 let mut sum = bias;
                 for ((&mask, &shift), &w) in masks.iter().zip(&f.shifts).zip(weight) {
+                    let from = from.wrapping_offset(shift as isize);
                     // SAFETY: the masks let pixels of the image through only.
-                    let v =
-                        unsafe { $load_mask(from.wrapping_offset(shift as isize), $bits(mask)) };
+                    let v = unsafe { $load_mask(from, $bits(mask)) };
                     sum = $fma($splat(w), v, sum);
                 }
                 // The second operand wins if one is NaN.
@@ -184,9 +184,9 @@ mod x86 {
             let from = image.as_ptr().wrapping_add(at);
             let mut sum = bias;
             for tap in 0..9 {
+                let from = from.wrapping_offset(shifts[tap]);
                 // SAFETY: the masks let pixels of the image through only.
-                let v =
-                    unsafe { load_mask512(from.wrapping_offset(shifts[tap]), bits512(masks[tap])) };
+                let v = unsafe { load_mask512(from, bits512(masks[tap])) };
                 sum = _mm512_fmadd_ps(weights[tap], v, sum);
             }
             // The second operand wins if one is NaN.

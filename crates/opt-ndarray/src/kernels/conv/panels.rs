@@ -10,7 +10,8 @@ use std::ops::Range;
 use opt_core::ops::UnaryOp;
 
 use super::columns::Geometry;
-use super::panel_tile::{Ahead, Finish, Pack, Tile, fetch, odd, pack, size, tile};
+use super::panel_pack::{Pack, fetch, pack};
+use super::panel_tile::{Ahead, Finish, Tile, odd, size, tile};
 use super::patch::Patches;
 use super::real::Real;
 use crate::kernels::tile::Isa;
@@ -24,6 +25,9 @@ const NEAR: usize = 1 << 20;
 
 /// Multiply-adds from which a second thread is worth its start.
 const PARALLEL: usize = 1 << 19;
+
+/// Tiles of output channels that share a copy of the patches at least, where threads allow it.
+const SHARED: usize = 8;
 
 /// Entries of a cache line.
 const LINE: usize = 16;
@@ -178,6 +182,11 @@ impl Panels {
         }
     }
 
+    /// Whether the weight of a group does not stay in the second-level cache.
+    fn is_large(&self) -> bool {
+        size_of::<f32>() * self.outputs * self.k > NEAR
+    }
+
     /// How a group of an image is cut for threads: its tiles and its panels into so many parts.
     fn cuts(&self, images: usize, threads: usize) -> [usize; 2] {
         let (tiles, panels) = (self.tiles(), self.patches.panels());
@@ -189,7 +198,7 @@ impl Panels {
         // A few tasks a thread, so that one that starts late is no harm. Cut over the output
         // channels a large weight is read by one thread only; but each part copies all patches.
         let want = (4 * threads).div_ceil(units);
-        if size_of::<f32>() * self.outputs * self.k > NEAR {
+        if self.is_large() {
             let over_tiles = want.div_ceil(2).min(tiles / 16).max(1);
             [
                 over_tiles,
@@ -197,7 +206,9 @@ impl Panels {
             ]
         } else {
             let over_panels = want.min(panels);
-            [want.div_ceil(over_panels).min(tiles), over_panels]
+            // Parts of few tiles copy patches for little.
+            let most = (tiles / SHARED).max(threads.div_ceil(units * over_panels));
+            [want.div_ceil(over_panels).min(most).min(tiles), over_panels]
         }
     }
 
@@ -241,11 +252,16 @@ impl Panels {
         parallel(threads, images * self.groups * each, |task| {
             let (unit, piece) = (task / each, task % each);
             let (image, group) = (unit / self.groups, unit % self.groups);
+            // A thread's tasks follow each other: they share a part of a large weight, or else pixels,
+            // which the thread has written before if the layer before was cut so, too.
+            let (tiles, panels) = match self.is_large() {
+                true => (piece / over_panels, piece % over_panels),
+                false => (piece % over_tiles, piece / over_tiles),
+            };
             let part = Part {
                 group,
-                // A thread's tasks follow each other, and share a part of the weight.
-                tiles: cut(piece / over_panels, over_tiles, self.tiles()),
-                panels: cut(piece % over_panels, over_panels, self.patches.panels()),
+                tiles: cut(tiles, over_tiles, self.tiles()),
+                panels: cut(panels, over_panels, self.patches.panels()),
             };
             let x = &x[image * image_len..][..image_len];
             self.part(x, packed, before, after, &out, image * output_len, &part);
@@ -586,6 +602,7 @@ mod tests {
         for (size, kernel, pad, channels) in [
             ([7, 7], 3, 1, [1, 130, 256]),
             ([14, 14], 1, 0, [1, 300, 64]),
+            ([7, 7], 1, 0, [2, 30, 13]),
             ([15, 10], 3, 1, [2, 50, 24]),
             ([1, 98], 1, 0, [1, 200, 16]),
             ([1, 195], 1, 0, [1, 20, 40]),

@@ -98,11 +98,13 @@ impl Rows {
         for (at, y) in y.chunks_exact_mut(g.output[2]).enumerate() {
             // The rows of the kernel that lie in the image.
             let start = at * g.stride[1];
-            let first = g.pad[1].saturating_sub(start).div_ceil(g.dilation[1]);
-            let end = (g.input[1] + g.pad[1])
-                .saturating_sub(start)
-                .div_ceil(g.dilation[1])
-                .min(g.kernel[1]);
+            // Divisions would take as long as a vector.
+            let steps = |distance: usize| match g.dilation[1] {
+                1 => distance,
+                dilation => distance.div_ceil(dilation),
+            };
+            let first = steps(g.pad[1].saturating_sub(start));
+            let end = steps((g.input[1] + g.pad[1]).saturating_sub(start)).min(g.kernel[1]);
             let taps = first.min(end)..end;
             self.fetch(x, start * g.input[2] + AHEAD);
             let row = Row {
@@ -179,29 +181,39 @@ macro_rules! kernels {
     ($max:ident, $sum:ident, $row:ident, $features:literal, $lanes:literal, $splat:ident,
      $largest:ident, $add:ident, $mul:ident, $is_nan:ident, $any:expr, $keep:ident, $mask:ident,
      $load_mask:ident, $store_mask:ident, $bits:ident, $even:ident, $gather:ident) => {
-        /// Whether some maximum may be NaN, and was not found.
+        /// Whether some maximum may be NaN, and was not found. `SIDE` is the kernel's, if it is a
+        /// square all of whose rows lie in the image, or else 0.
         ///
         /// # Safety
         /// The processor has the features; the rows and columns lie in the image.
         #[inline]
         #[target_feature(enable = $features)]
-        unsafe fn $row<const STRIDE: usize, const MAX: bool>(p: &Rows, r: Row<'_>) -> bool {
+        unsafe fn $row<const STRIDE: usize, const MAX: bool, const SIDE: usize>(
+            p: &Rows,
+            r: Row<'_>,
+        ) -> bool {
             let g = &p.geometry;
-            let (width, kernel) = (g.input[2], g.kernel[2]);
+            let width = g.input[2];
+            let (kernel, taps) = match SIDE {
+                0 => (g.kernel[2], r.taps.len()),
+                side => (side, side),
+            };
             let start = if MAX { f32::NEG_INFINITY } else { 0.0 };
             let mut strange = false;
-            for (i, columns) in p.columns.chunks_exact(kernel).enumerate() {
+            for i in 0..r.y.len().div_ceil($lanes) {
+                let columns = &p.columns[i * kernel..][..kernel];
                 let mut result = $splat(start);
                 let mut nan = $is_nan(result, result);
                 let first = r.at * g.stride[1] + r.taps.start * g.dilation[1];
                 // A window may have no row in the image.
                 let first = first.wrapping_sub(g.pad[1]).wrapping_mul(width);
                 let first = r.x.as_ptr().wrapping_add(first);
-                for column in columns {
+                for kx in 0..kernel {
+                    let column = &columns[kx];
                     let mut from = first.wrapping_offset(column.from as isize);
                     let (low, high) = ($bits(column.mask), $bits(column.mask >> $lanes));
                     let mut found = [$splat(start); 2];
-                    for _ in r.taps.clone() {
+                    for _ in 0..taps {
                         // SAFETY: the masks let elements of the row through only.
                         let own = unsafe {
                             match STRIDE {
@@ -253,10 +265,15 @@ macro_rules! kernels {
         pub(super) unsafe fn $max(p: &Rows, r: Row<'_>) -> bool {
             // SAFETY: passed on.
             unsafe {
-                match p.geometry.stride[2] {
-                    1 => $row::<1, true>(p, r),
-                    2 => $row::<2, true>(p, r),
-                    _ => $row::<3, true>(p, r),
+                let side = p.geometry.kernel[2];
+                let square = side == r.taps.len();
+                match (p.geometry.stride[2], side) {
+                    (1, 3) if square => $row::<1, true, 3>(p, r),
+                    (1, _) => $row::<1, true, 0>(p, r),
+                    (2, 2) if square => $row::<2, true, 2>(p, r),
+                    (2, 3) if square => $row::<2, true, 3>(p, r),
+                    (2, _) => $row::<2, true, 0>(p, r),
+                    _ => $row::<3, true, 0>(p, r),
                 }
             }
         }
@@ -267,10 +284,15 @@ macro_rules! kernels {
         pub(super) unsafe fn $sum(p: &Rows, r: Row<'_>) -> bool {
             // SAFETY: passed on.
             unsafe {
-                match p.geometry.stride[2] {
-                    1 => $row::<1, false>(p, r),
-                    2 => $row::<2, false>(p, r),
-                    _ => $row::<3, false>(p, r),
+                let side = p.geometry.kernel[2];
+                let square = side == r.taps.len();
+                match (p.geometry.stride[2], side) {
+                    (1, 3) if square => $row::<1, false, 3>(p, r),
+                    (1, _) => $row::<1, false, 0>(p, r),
+                    (2, 2) if square => $row::<2, false, 2>(p, r),
+                    (2, 3) if square => $row::<2, false, 3>(p, r),
+                    (2, _) => $row::<2, false, 0>(p, r),
+                    _ => $row::<3, false, 0>(p, r),
                 }
             }
         }
