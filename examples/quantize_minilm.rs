@@ -191,7 +191,7 @@ fn command(args: &Args) -> Result<()> {
         None => std::fs::remove_dir_all(&scratch)?,
         Some(folder) => {
             let json = format!("{{\n  {}\n}}\n", times.join(",\n  "));
-            write_atomically(&folder.join("seconds.json"), |f| {
+            write_atomically(folder.join("seconds.json"), |f| {
                 Ok(f.write_all(json.as_bytes())?)
             })?;
         }
