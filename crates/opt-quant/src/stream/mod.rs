@@ -57,7 +57,7 @@ pub struct QuantizeFile {
 }
 
 /// Bytes of `f32` that are in memory at once, about.
-const CHUNK: usize = 32 << 20;
+const CHUNK: usize = 8 << 20;
 
 impl QuantizeFile {
     /// Matrices get this scheme.

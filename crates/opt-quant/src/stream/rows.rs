@@ -79,18 +79,32 @@ pub(super) fn encode(
     Ok(coded)
 }
 
+/// Numbers that are looked at side by side, so that vector units can.
+const LANES: usize = 16;
+
 /// Lowest and highest of some entries.
 fn range(entries: &[f32]) -> Result<(f32, f32)> {
-    let (mut low, mut high) = (f32::INFINITY, f32::NEG_INFINITY);
+    let (mut low, mut high) = ([f32::INFINITY; LANES], [f32::NEG_INFINITY; LANES]);
     // NaN passes by both comparisons, so that it is looked for apart: 0 times x is 0 for finite x.
-    let mut odd = 0f32;
-    for &x in entries {
-        low = if x < low { x } else { low };
-        high = if x > high { x } else { high };
-        odd += x * 0.0;
+    let mut odd = [0f32; LANES];
+    let (whole, rest) = entries.as_chunks::<LANES>();
+    for entries in whole {
+        for (i, &x) in entries.iter().enumerate() {
+            low[i] = if x < low[i] { x } else { low[i] };
+            high[i] = if x > high[i] { x } else { high[i] };
+            odd[i] += x * 0.0;
+        }
     }
-    match odd == 0.0 {
-        true => Ok((low, high)),
+    for (i, &x) in rest.iter().enumerate() {
+        low[i] = if x < low[i] { x } else { low[i] };
+        high[i] = if x > high[i] { x } else { high[i] };
+        odd[i] += x * 0.0;
+    }
+    match odd == [0.0; LANES] {
+        true => Ok((
+            low.into_iter().fold(f32::INFINITY, f32::min),
+            high.into_iter().fold(f32::NEG_INFINITY, f32::max),
+        )),
         false => {
             let i = entries.iter().position(|x| !x.is_finite()).unwrap_or(0);
             Err(Error::new(
@@ -132,7 +146,10 @@ fn integers(scheme: &Scheme, dtype: DType, rows: &[f32], cols: usize) -> Result<
             let zero = zero as f32;
             for (level, &x) in levels.iter_mut().zip(group) {
                 let q = (x / scale + ROUND) - ROUND + zero;
-                *level = q.clamp(least, most) as i32 as i8;
+                let q = if q < least { least } else { q };
+                let q = if q > most { most } else { q };
+                // The lowest bits of the sum are those of the integer.
+                *level = (q + ROUND).to_bits() as i8;
             }
         }
     }

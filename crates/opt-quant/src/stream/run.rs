@@ -10,7 +10,7 @@ use super::QuantizeFile;
 use super::journal::Partial;
 use super::report::{FileReport, TensorReport};
 use super::rows::{self, Coded, STEP, Whole};
-use super::source::{Entry, Source};
+use super::source::{self, Entry, Source};
 use super::stored;
 use crate::gguf::{GgufType, Layout, Value};
 use crate::rules::Candidate;
@@ -269,8 +269,8 @@ fn work(
         return Ok(());
     }
     let cols = entry.shape.last().copied().unwrap_or(1);
-    let entries: usize = entry.shape.iter().product();
-    let rows = entries.checked_div(cols).unwrap_or(0);
+    let count: usize = entry.shape.iter().product();
+    let rows = count.checked_div(cols).unwrap_or(0);
     // A multiple of the step for each of the threads.
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let at_once = (settings.chunk / (cols.max(1) * size_of::<f32>())).max(1);
@@ -280,25 +280,34 @@ fn work(
             .step_by(at_once)
             .map(|row| row..rows.min(row + at_once))
     };
+    let (mut bytes, mut floats) = (Vec::new(), vec![0f32; at_once.min(rows) * cols]);
     let mut whole = None;
     if let Become::Coded(scheme) = &job.becomes
         && rows::needs_whole(scheme)
     {
         let mut range = Whole::EMPTY;
         for chunk in chunks() {
-            range.widen(&source.floats(entry, chunk.start * cols, chunk.len() * cols)?)?;
+            source.entries(entry, chunk.start * cols, chunk.len() * cols, &mut bytes)?;
+            let floats = &mut floats[..chunk.len() * cols];
+            source::floats(entry.dtype, &bytes, floats)?;
+            range.widen(floats)?;
         }
         whole = Some(range);
     }
     let mut places = job.places;
     for chunk in chunks() {
-        let floats = source.floats(entry, chunk.start * cols, chunk.len() * cols)?;
+        source.entries(entry, chunk.start * cols, chunk.len() * cols, &mut bytes)?;
+        let floats = &mut floats[..chunk.len() * cols];
         let share = (at_once / threads * cols).max(1);
         let parts = std::thread::scope(|scope| {
-            let encode = |rows: &[f32]| encode(&job.becomes, rows, cols, whole);
-            let handles: Vec<_> = floats
-                .chunks(share)
-                .map(|rows| scope.spawn(move || encode(rows)))
+            let encode = |bytes: &[u8], rows: &mut [f32]| {
+                source::floats(entry.dtype, bytes, rows)?;
+                encode(&job.becomes, rows, cols, whole)
+            };
+            let shares = bytes.chunks(entry.dtype.bytes(share));
+            let handles: Vec<_> = shares
+                .zip(floats.chunks_mut(share))
+                .map(|(bytes, rows)| scope.spawn(move || encode(bytes, rows)))
                 .collect();
             let join = |handle: std::thread::ScopedJoinHandle<'_, Result<Coded>>| {
                 let result = handle.join();

@@ -5,9 +5,9 @@ use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
+use half::f16;
 use opt_core::safetensors::Header;
-use opt_core::tensor::Buffer;
-use opt_core::{DType, Error, ErrorKind, Result, ResultExt, Tensor};
+use opt_core::{DType, Error, ErrorKind, Result, ResultExt};
 
 /// The longest list of shards.
 const MAX_INDEX: u64 = 100_000_000;
@@ -95,14 +95,38 @@ impl Source {
         read().at(|| path.display().to_string())
     }
 
-    /// Reads entries of a tensor of floats as `f32`.
-    pub(super) fn floats(&mut self, entry: &Entry, from: usize, len: usize) -> Result<Vec<f32>> {
+    /// Reads the bytes of entries of a tensor, over what the buffer held.
+    pub(super) fn entries(
+        &mut self,
+        entry: &Entry,
+        from: usize,
+        len: usize,
+        into: &mut Vec<u8>,
+    ) -> Result<()> {
         let size = entry.dtype.bytes(1);
-        let mut buffer = Buffer::zeroed(len * size);
-        self.bytes(entry, (from * size) as u64, buffer.bytes_mut())?;
-        let tensor = Tensor::from_buffer(entry.dtype, [len], buffer)?;
-        tensor.cast(DType::F32).to_vec()
+        into.resize(len * size, 0);
+        self.bytes(entry, (from * size) as u64, into)
     }
+}
+
+/// Entries of a floating-point type from their bytes, as `f32`.
+pub(super) fn floats(dtype: DType, bytes: &[u8], into: &mut [f32]) -> Result<()> {
+    /// One entry after the other.
+    fn each<const N: usize>(bytes: &[u8], into: &mut [f32], of: impl Fn([u8; N]) -> f32) {
+        for (x, &entry) in into.iter_mut().zip(bytes.as_chunks::<N>().0) {
+            *x = of(entry);
+        }
+    }
+    match dtype {
+        DType::F32 => each(bytes, into, f32::from_le_bytes),
+        DType::F64 => each(bytes, into, |b| f64::from_le_bytes(b) as f32),
+        DType::F16 => each(bytes, into, |b| f16::from_le_bytes(b).to_f32()),
+        DType::BF16 => each(bytes, into, |b| {
+            f32::from_bits(u32::from(u16::from_le_bytes(b)) << 16)
+        }),
+        other => return Err(Error::unsupported(format!("weights of type {other}"))),
+    }
+    Ok(())
 }
 
 /// The files that an index names.
