@@ -120,7 +120,7 @@ impl Grid {
 
     /// A scale as it is stored. Zeros have a scale of 1, others none that is subnormal: its inverse
     /// may be infinite.
-    fn scale(&self, wanted: f64) -> f32 {
+    pub(crate) fn scale(&self, wanted: f64) -> f32 {
         let (whole, stored) = match self.scales {
             Scales::Shared { whole, dtype } => {
                 let share = rounded(dtype, (wanted / f64::from(whole)) as f32);

@@ -1,17 +1,21 @@
-//! HQQ: zero points by half-quadratic splitting.
+//! HQQ: scales and zero points by half-quadratic splitting.
 
 use opt_core::{Error, Result};
 
 use crate::grid::{Codes, Grid, Levels, Step, Weight};
 
-/// HQQ (Badri & Shaji 2023): zero points that make the error of the weights sparse, without data.
+/// HQQ (Badri & Shaji 2023): scales and zero points that make the error of the weights sparse,
+/// without data.
 ///
-/// Of a group with scale `s` the sum of `|w - s (q - z)|^p` over its entries is made small over the
-/// zero point `z`, by turns: the error is shrunk (a proximal step of the norm, with a weight that
-/// grows by `growth`), and `z` becomes the mean that fits what is left. `p` below 1 gives outliers
-/// up for the rest. Errors are in units of the scale. Zero points are rounded, since quantized
-/// graphs have them as integers; of all turns the one with the least sum counts, the first of them
-/// being the zero point of the range.
+/// Of a group the sum of `|w - s (q - z)|^p` over its entries is made small over scale `s` and zero
+/// point `z`, by turns: the error is shrunk (a proximal step of the norm, with a weight that grows by
+/// `growth`), and `s` and `z` become those that fit what is left by least squares. `p` below 1 gives
+/// outliers up for the rest. Errors are in units of the range's scale.
+///
+/// The authors keep the scale and let zero points be any numbers. In quantized graphs these are
+/// integers, which a step of the turns seldom moves, so that here the scale moves, too; symmetric
+/// schemes keep their zero point. Of all turns the one with the least sum counts, the first of them
+/// being the range's.
 ///
 /// ```
 /// use opt_quant::Hqq;
@@ -79,7 +83,7 @@ impl Hqq {
     }
 
     /// # Errors
-    /// If the settings make no sense or the grid has no zero points.
+    /// If the settings make no sense or the grid is not one of integers.
     pub(crate) fn solve(&self, weight: &Weight) -> Result<Codes> {
         let positive = |v: f64| v.is_finite() && v > 0.0;
         let all = [self.norm, self.weight, self.growth];
@@ -89,41 +93,46 @@ impl Hqq {
         let Levels::Integers {
             low,
             high,
-            symmetric: false,
+            symmetric,
         } = weight.grid.levels
         else {
             return Err(Error::invalid(
-                "HQQ finds zero points; the scheme has none unless it is asymmetric",
+                "HQQ finds scales and zero points of integers; the scheme has other levels",
             ));
         };
-        let bounds = (low as f32, high as f32);
-        Ok(weight.nearest(|_, values| self.step(&weight.grid, bounds, values)))
+        let bounds = (f64::from(low), f64::from(high));
+        Ok(weight.nearest(|_, values| self.step(&weight.grid, bounds, !symmetric, values)))
     }
 
-    fn step(&self, grid: &Grid, (low, high): (f32, f32), values: &[f64]) -> Step {
+    fn step(&self, grid: &Grid, (low, high): (f64, f64), moves: bool, values: &[f64]) -> Step {
         let mut best = grid.fit(values);
-        let scale = f64::from(best.scale);
+        let unit = f64::from(best.scale);
         let cost = |step: &Step| -> f64 {
             let errors = values.iter().map(|&v| (v - grid.round(step, v)).abs());
-            errors.map(|e| (e / scale).powf(self.norm)).sum()
+            errors.map(|e| (e / unit).powf(self.norm)).sum()
         };
         let mut least = cost(&best);
-        let (mut zero, mut weight) = (f64::from(best.zero), self.weight);
+        let (mut step, mut weight) = (best, self.weight);
         for _ in 0..self.iterations {
-            let mut sum = 0.0;
+            let (scale, zero) = (f64::from(step.scale), f64::from(step.zero));
+            let (mut shift, mut product, mut square) = (0.0, 0.0, 0.0);
             for &v in values {
-                let x = v / scale;
-                let q = (x + zero).round_ties_even();
-                let q = q.clamp(f64::from(low), f64::from(high));
-                let error = x - (q - zero);
-                sum += q - (x - self.shrink(error, weight));
+                let q = (v / scale + zero).round_ties_even().clamp(low, high);
+                let level = q - zero;
+                let error = self.shrink((v - scale * level) / unit, weight) * unit;
+                shift += q - (v - error) / scale;
+                product += (v - error) * level;
+                square += level * level;
             }
-            zero = sum / values.len().max(1) as f64;
+            if moves {
+                let zero = (shift / values.len().max(1) as f64).round_ties_even();
+                step.zero = zero.clamp(low, high) as f32;
+            }
+            // A scale that goes astray would end with all codes at 0.
+            if product > 0.0 && (0.1..10.0).contains(&(product / square / unit)) {
+                step.scale = grid.scale(product / square);
+            }
             weight *= self.growth;
-            let step = Step {
-                zero: (zero.round_ties_even() as f32).clamp(low, high),
-                ..best
-            };
             let found = cost(&step);
             if found < least {
                 (best, least) = (step, found);
@@ -159,16 +168,17 @@ mod tests {
             let columns = data.len();
             let grid = Grid::integers(0, (1 << bits) - 1, false);
             let weight = Weight::new(columns, data, grid.clone(), 16).unwrap();
+            let found = Hqq::new().norm(norm).solve(&weight).unwrap();
+            let plain = weight.nearest(|_, values| grid.fit(values));
+            // Both in units of the range's scales.
             let norms = |codes: &Codes| -> Vec<f64> {
                 let deltas = weight.delta(codes);
-                let groups = deltas.chunks(16).zip(&codes.steps);
+                let groups = deltas.chunks(16).zip(&plain.steps);
                 let sum = |(d, s): (&[f64], &Step)| {
                     d.iter().map(|d| (d.abs() / f64::from(s.scale)).powf(norm)).sum::<f64>()
                 };
                 groups.map(sum).collect()
             };
-            let found = Hqq::new().norm(norm).solve(&weight).unwrap();
-            let plain = weight.nearest(|_, values| grid.fit(values));
             for (a, b) in norms(&found).into_iter().zip(norms(&plain)) {
                 prop_assert!(a <= b + 1e-9, "{a} {b}");
             }
@@ -189,12 +199,34 @@ mod tests {
         assert!(sum(&found) <= sum(&plain));
     }
 
+    /// Of values as weights have them the sum falls, with zero points and without.
     #[test]
-    fn what_has_no_zero_points_is_refused() {
+    fn scales_move_where_zero_points_are_integers() {
+        let stream = opt_core::random::Philox::new(3);
+        // A sum of uniform numbers, some of them far out.
+        let value = |i: u64| {
+            let sum: f64 = (0..4).map(|k| stream.uniform(k, i) - 0.5).sum();
+            if i.is_multiple_of(37) { 4.0 * sum } else { sum }
+        };
+        let data: Vec<f64> = (0..64 * 32).map(value).collect();
+        for grid in [Grid::integers(0, 15, false), Grid::integers(-8, 7, true)] {
+            let weight = Weight::new(32, data.clone(), grid.clone(), 32).unwrap();
+            let sum = |codes: &Codes| -> f64 {
+                weight.delta(codes).iter().map(|d| d.abs().powf(0.7)).sum()
+            };
+            let plain = sum(&weight.nearest(|_, values| grid.fit(values)));
+            let found = sum(&Hqq::new().solve(&weight).unwrap());
+            assert!(found < 0.97 * plain, "{found} {plain}");
+        }
+    }
+
+    #[test]
+    fn settings_without_sense_and_other_levels_are_refused() {
         let weight = |grid| Weight::new(2, vec![1.0, 2.0], grid, 2).unwrap();
-        let symmetric = weight(Grid::integers(-8, 7, true));
-        let error = Hqq::new().solve(&symmetric).unwrap_err();
-        assert!(error.to_string().contains("asymmetric"), "{error}");
+        let mut table = Grid::integers(0, 15, false);
+        table.levels = Levels::Table(vec![-1.0, 0.0, 1.0]);
+        let error = Hqq::new().solve(&weight(table)).unwrap_err();
+        assert!(error.to_string().contains("integers"), "{error}");
         let asymmetric = weight(Grid::integers(0, 15, false));
         for wrong in [
             Hqq::new().norm(0.0),

@@ -24,7 +24,7 @@ const MEMORY: usize = 1 << 30;
 /// | method | data | what it makes small |
 /// | --- | --- | --- |
 /// | [`Nearest`] | none | the error of each weight; or, searched, of each group |
-/// | [`Hqq`] | none | a norm below 1 of the errors of a group, by its zero point |
+/// | [`Hqq`] | none | a norm below 1 of the errors of a group, by its scale and zero point |
 /// | [`Awq`] | calibration | the error of outputs, by scales of input channels and clipped ranges |
 /// | [`Gptq`] | calibration | the error of outputs, by how each weight is rounded |
 ///
